@@ -1,0 +1,159 @@
+"""The `llmkit` command. Imports nothing heavy before it knows what to do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmkit import __version__
+from llmkit.errors import LLMKitError
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; a user's error is printed without a traceback and gives exit code 2."""
+    try:
+        return command()
+    except LLMKitError as failure:
+        if _is_main():
+            print(f"llmkit: {failure}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("llmkit: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _is_main() -> bool:
+    from llmkit.pipeline.stage import rank
+
+    return rank()[0] == 0
+
+
+def main(words: list[str] | None = None) -> int:
+    """Entry point of the console script."""
+    given = sys.argv[1:] if words is None else words
+    return guarded(lambda: _dispatch(given))
+
+
+def _dispatch(words: list[str]) -> int:
+    from llmkit.stages import STAGES
+
+    command = words[0] if words else "--help"
+    if command in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    if command in ("--version", "version"):
+        print(f"llmkit {__version__}")
+        return 0
+    if command in _COMMANDS:
+        return _COMMANDS[command](words[1:])
+    if command in STAGES:
+        return _run_stage(command, words[1:])
+    import difflib
+
+    near = difflib.get_close_matches(command, [*_COMMANDS, *STAGES], n=1, cutoff=0.5)
+    raise LLMKitError(f"no command {command!r}" + (f"; did you mean {near[0]!r}?" if near else "; see `llmkit --help`"))
+
+
+def _help() -> str:
+    from llmkit import resources
+    from llmkit.stages import STAGES
+
+    lines = ["usage: llmkit COMMAND [options]   (llmkit COMMAND --help tells more)", "", "pipelines:"]
+    lines += [
+        "  run         run a pipeline, only what is not fresh",
+        "  status      what is fresh, stale, missing or running",
+        "  trace       walk a file or a number back to the raw bytes",
+        "",
+        "stages, in the order data flows through them:",
+    ]
+    lines += [f"  {stage.name:11} {stage.summary}" for stage in STAGES.values()]
+    lines += ["", "shipped:"]
+    for kind in ("pipelines", "recipes", "accelerate_configs"):
+        lines.append(f"  {kind}: {', '.join(resources.names(kind))}")
+    return "\n".join(lines)
+
+
+def _run_stage(name: str, words: list[str]) -> int:
+    from llmkit.parallel.launch import default_layout, launch_stage
+    from llmkit.stages import STAGES, run_from_command_line
+
+    layout = default_layout() if STAGES[name].launched else None
+    if layout and not any(word.startswith("--accelerate_config") for word in words):
+        words = [*words, "--accelerate_config", layout]
+    return run_from_command_line(name, words, launch_stage)
+
+
+def _run(words: list[str]) -> int:
+    from llmkit.parallel.launch import launch_stage
+    from llmkit.pipeline import runner
+    from llmkit.stages import STAGES
+
+    parser = argparse.ArgumentParser(prog="llmkit run", description="Run a pipeline, only what is not fresh.")
+    parser.add_argument("pipeline", help="name of a shipped pipeline, or path of a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", help="change a setting")
+    parser.add_argument("--from", dest="first", metavar="STAGE", help="run this stage again, and all that is made from it")
+    parser.add_argument("--until", dest="last", metavar="STAGE", help="stop after this stage")
+    parser.add_argument("--force", action="append", default=[], metavar="STAGE", help="run this stage again")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="say what would run, and run nothing")
+    parser.add_argument("--runs_dir", default="runs", help="where results go (default: runs)")
+    given = parser.parse_args(words)
+    pipeline = runner.load(given.pipeline, STAGES, given.set)
+    directory = Path(given.runs_dir) / pipeline.name
+    artefacts = runner.run(
+        pipeline,
+        directory,
+        launch_stage,
+        first=given.first,
+        last=given.last,
+        force=tuple(given.force),
+        dry_run=given.dry_run,
+        invocation={"pipeline": given.pipeline, "settings": given.set},
+    )
+    if artefacts:
+        _say_results(pipeline, artefacts, directory)
+    return 0
+
+
+def _say_results(pipeline: Any, artefacts: dict[str, Any], directory: Path) -> None:
+    from llmkit.resources import display
+
+    name, artefact = list(artefacts.items())[-1]
+    stage = pipeline.step(name).stage
+    shown = display(directory) + f"/{name}"
+    pages = [record.path for record in artefact.manifest.files if record.path.endswith(".html")]
+    print(f"result: {shown}/{pages[0] if pages else ''}")
+    if not pages:
+        print(f"next: {stage.next.format(output=shown)}")
+
+
+def _status(words: list[str]) -> int:
+    from llmkit.pipeline import runner
+    from llmkit.stages import STAGES
+
+    parser = argparse.ArgumentParser(prog="llmkit status", description="What is fresh, stale, missing or running.")
+    parser.add_argument("--runs_dir", default="runs", help="where results are (default: runs)")
+    runner.status(Path(parser.parse_args(words).runs_dir), STAGES)
+    return 0
+
+
+def _trace(words: list[str]) -> int:
+    from llmkit.pipeline.trace import trace
+
+    parser = argparse.ArgumentParser(prog="llmkit trace", description="Walk a file or a number back to the raw bytes.")
+    parser.add_argument("target", type=Path, help="a file or directory of a result")
+    parser.add_argument("number", nargs="?", help="a number of its metrics, such as accuracy.value")
+    given = parser.parse_args(words)
+    return 0 if trace(given.target, given.number) else 1
+
+
+_COMMANDS = {"run": _run, "status": _status, "trace": _trace}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

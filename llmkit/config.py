@@ -1,0 +1,552 @@
+"""Settings: dataclass default < YAML < command line, strict, with the origin of every value.
+
+A stage's settings are a dataclass whose fields each have a docstring under them (meaning and unit). Here the fields are
+read, YAML files and command lines are turned into values of the declared types, and every problem is collected before one
+`ConfigError` names them all. Nothing is read from environment variables.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
+
+import yaml
+
+from llmkit import resources
+from llmkit.errors import ConfigError
+
+Role = Literal["setting", "files", "artefact"]
+ConfigT = TypeVar("ConfigT", bound="StageConfig")
+
+_UNSET: Any = dataclasses.MISSING
+_ORIGIN_COMMENT = "  # from "
+
+
+def option(
+    default: Any = _UNSET,
+    *,
+    factory: Any = _UNSET,
+    role: Role = "setting",
+    identity: bool = True,
+    made_by: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field with what llmkit needs to know about it.
+
+    Args:
+        default, factory: as in `dataclasses.field`; neither makes the setting required.
+        role: `files` is a path or pattern whose *content* counts; `artefact` is the directory of an earlier stage's result
+            (or of any model), whose fingerprint counts.
+        identity: whether the value can change the bytes of the result, and so belongs to the fingerprint.
+        made_by: the stages whose results an `artefact` may be.
+    """
+    metadata = {"role": role, "identity": identity, "made_by": made_by}
+    return field(default=default, default_factory=factory, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """What is known of one setting."""
+
+    name: str
+    type: Any
+    default: Any
+    doc: str
+    role: Role = "setting"
+    identity: bool = True
+    made_by: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> bool:
+        return self.default is _UNSET
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """Base of every stage's settings."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Keys that people know from older releases, with what to write instead."""
+
+    passed_on: ClassVar[str | None] = None
+    """The name of the dict field that takes the further settings listed by `further_settings`, if there are any."""
+
+    @classmethod
+    def further_settings(cls) -> dict[str, FieldSpec]:
+        """Settings that are accepted beside the fields and handed on to a library."""
+        return {}
+
+    def problems(self) -> Iterable[str]:
+        """Values that do not fit together, one sentence each."""
+        return ()
+
+    def raw_inputs(self) -> dict[str, str]:
+        """Inputs that no path names, such as embedded data: a name to the sha256 (or version) of its content."""
+        return {}
+
+
+@dataclass
+class Resolved(Generic[ConfigT]):
+    """Settings with the origin of each value."""
+
+    config: ConfigT
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings flat, as they stand in a YAML file."""
+        return flat(self.config)
+
+    def to_yaml(self, header: str) -> str:
+        """A YAML file that gives these settings again, with the origin of each value in a comment."""
+        lines = [f"# {header}"]
+        for key, value in self.as_dict().items():
+            # In flow style, and JSON for text with line ends, every value fits on its line.
+            text = yaml.safe_dump([value], default_flow_style=True, width=float("inf"), allow_unicode=True).strip()[1:-1]
+            if "\n" in text:
+                text = json.dumps(value, ensure_ascii=False)
+            lines.append(f"{key}: {text}{_ORIGIN_COMMENT}{self.origins.get(key, 'default')}")
+        return "\n".join(lines) + "\n"
+
+
+def flat(config: StageConfig) -> dict[str, Any]:
+    """The settings as one flat mapping: fields, then what is handed on to a library."""
+    values = {spec.name: getattr(config, spec.name) for spec in fields_of(type(config)).values()}
+    if config.passed_on:
+        values.update(values.pop(config.passed_on))
+    return values
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading the declarations
+
+
+@cache
+def fields_of(cls: type[StageConfig]) -> dict[str, FieldSpec]:
+    """The settings a dataclass declares, in order, with the docstring under each field."""
+    hints = typing.get_type_hints(cls)
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            docs.update(_field_docs(base))
+    specs = {}
+    for item in dataclasses.fields(cls):
+        default = item.default_factory() if item.default_factory is not _UNSET else item.default
+        specs[item.name] = FieldSpec(
+            name=item.name,
+            type=hints[item.name],
+            default=default,
+            doc=docs.get(item.name, ""),
+            **item.metadata,
+        )
+    return specs
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The string under each annotated name of a class body."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    docs = {}
+    for statement, following in zip(body, body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+            and isinstance(following.value.value, str)
+        ):
+            docs[statement.target.id] = inspect.cleandoc(following.value.value)
+    return docs
+
+
+def accepted(cls: type[StageConfig]) -> dict[str, FieldSpec]:
+    """Every key that may stand in a YAML file or on the command line."""
+    specs = {name: spec for name, spec in fields_of(cls).items() if name != cls.passed_on}
+    return {**cls.further_settings(), **specs}
+
+
+def type_name(kind: Any) -> str:
+    """A type as a person would write it: `int`, `float or none`, `sgd | adamw`, `list of str`."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " | ".join(str(arg) for arg in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join("none" if arg is type(None) else type_name(arg) for arg in args)
+    if origin is list:
+        return f"list of {type_name(args[0])}"
+    if origin is dict:
+        return "mapping"
+    return "any" if kind is Any else kind.__name__
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Values of the declared types
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """Turn a YAML value or a command line word into a value of the declared type.
+
+    Raises:
+        ValueError: the value is not of that type; the message says what it is.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if type(None) in args and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
+            return None
+        return _convert_union(value, [arg for arg in args if arg is not type(None)])
+    if value is None:
+        raise ValueError("is empty")
+    if origin is Literal:
+        for choice in args:
+            if str(value) == str(choice):
+                return choice
+        raise ValueError(f"is not one of {', '.join(str(choice) for choice in args)}")
+    if origin is list:
+        return _convert_list(value, args[0])
+    if origin is dict:
+        return _convert_dict(value)
+    if kind is bool:
+        return _convert_bool(value)
+    if kind in (int, float):
+        return _convert_number(value, kind)
+    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"is not {type_name(kind)}")
+
+
+def _convert_union(value: Any, kinds: list[Any]) -> Any:
+    failures = []
+    for kind in kinds:
+        try:
+            return convert(value, kind)
+        except ValueError as failure:
+            failures.append(str(failure))
+    raise ValueError(" and ".join(failures))
+
+
+def _convert_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if isinstance(value, (str, int)) and str(value).lower() in words:
+        return words[str(value).lower()]
+    raise ValueError("is not true or false")
+
+
+def _convert_number(value: Any, kind: type) -> int | float:
+    name = {int: "a whole number", float: "a number"}[kind]
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"is not {name}")
+    try:
+        if kind is int and isinstance(value, str) and re.fullmatch(r"[+-]?[\d_]+", value):
+            return int(value)
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"is not {name}") from None
+    if kind is float:
+        return number
+    if number != number or number in (float("inf"), float("-inf")) or number != int(number):
+        raise ValueError(f"is not {name}")
+    return int(number)
+
+
+def _convert_list(value: Any, kind: Any) -> list[Any]:
+    if isinstance(value, str):
+        value = value.split(",") if kind in (int, float) else [value]
+    elif not isinstance(value, (list, tuple)):
+        value = [value]
+    return [convert(item, kind) for item in value]
+
+
+def _convert_dict(value: Any) -> dict[str, Any]:
+    """A mapping, a JSON object, or `key=value,key=value` as transformers' run_clm takes it."""
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("is not a mapping")
+    if value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as failure:
+            raise ValueError(f"is not JSON: {failure}") from None
+    pairs = {}
+    for part in filter(None, value.split(",")):
+        key, sign, item = part.partition("=")
+        if not sign:
+            raise ValueError(f"{part!r} is not key=value")
+        pairs[key.strip()] = yaml_scalar(item)
+    return pairs
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers people write: `2e-5` is a number (YAML 1.2), where YAML 1.1 makes it a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+# The int resolver must win for whole numbers: it is tried first when it stands first.
+for _resolvers in _Loader.yaml_implicit_resolvers.values():
+    _resolvers.sort(key=lambda item: item[0] != "tag:yaml.org,2002:int")
+
+
+def yaml_scalar(text: str) -> Any:
+    """The value that a word has in YAML: `64` a number, `true` a boolean, anything else itself."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Read a mapping from a YAML file.
+
+    Returns:
+        The mapping, and the line (from 1) of each of its top-level keys.
+
+    Raises:
+        ConfigError: not readable, not YAML, not a mapping, or a key stands twice (at any depth), with file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise ConfigError([f"{path} cannot be read: {failure}"], "command") from None
+    try:
+        node = yaml.compose(text, _Loader)
+    except yaml.YAMLError as failure:
+        mark = getattr(failure, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError([f"{where}: not YAML: {getattr(failure, 'problem', failure)}"], "settings file") from None
+    if node is None:
+        return {}, {}
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError([f"{path}: holds no `key: value` lines at its top level"], "settings file")
+    repeated = list(_repeated_keys(node))
+    if repeated:
+        raise ConfigError([f"{path}:{line}: {key!r} stands twice" for key, line in repeated], "settings file")
+    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+    return yaml.load(text, _Loader), lines
+
+
+def _repeated_keys(node: yaml.Node) -> Iterable[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                yield str(key.value), key.start_mark.line + 1
+            seen.add(key.value)
+            yield from _repeated_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated_keys(item)
+
+
+@dataclass
+class Source:
+    """Settings from one place: a YAML file, a pipeline's stage, the command line."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]
+
+
+def read_settings_file(path: Path, _chain: tuple[Path, ...] = ()) -> list[Source]:
+    """Read a settings file and what it `extends:`, the base first.
+
+    Raises:
+        ConfigError: as `read_yaml`; or the files extend each other in a circle.
+    """
+    if path.resolve() in _chain:
+        raise ConfigError([f"{path} extends itself, by way of {_chain[-1]}"], "settings file")
+    values, lines = read_yaml(path)
+    sources = []
+    if "extends" in values:
+        base = resources.find("recipes", str(values.pop("extends")), relative_to=path.parent)
+        sources = read_settings_file(base, (*_chain, path.resolve()))
+    shown = resources.display(path)
+    text = path.read_text(encoding="utf-8").splitlines()
+    origins = {}
+    for key in values:
+        _, comment, origin = text[lines[key] - 1].rpartition(_ORIGIN_COMMENT)
+        origins[key] = origin if comment else f"{shown}:{lines[key]}"
+    return [*sources, Source(values, origins)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def read_command_line(cls: type[StageConfig], words: list[str]) -> tuple[Source, list[str]]:
+    """Read `--key value`, `--key=value`, `--flag` and `--no_flag`.
+
+    Returns:
+        The settings, and the problems found.
+    """
+    specs = accepted(cls)
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not word.startswith("--") or word == "--":
+            problems.append(f"{word!r} stands where a --key is expected")
+            continue
+        key, sign, value = word[2:].partition("=")
+        key, dot, inner = key.replace("-", "_").partition(".")
+        items: list[str] = [value] if sign else []
+        while not sign and position < len(words) and not words[position].startswith("--"):
+            items.append(words[position])
+            position += 1
+        spec = specs.get(key)
+        if spec is None and key.startswith("no_") and _is_bool(specs.get(key[3:])) and not items:
+            values[key[3:]] = False
+        elif not items and _is_bool(spec):
+            values[key] = True
+        elif not items:
+            problems.append(f"--{key} needs a value" if spec else unknown_key(cls, key, "command line"))
+        elif dot and spec is not None:
+            values.setdefault(key, {})[inner] = yaml_scalar(items[0])
+        elif len(items) == 1:
+            values[key] = items[0]
+        elif spec is not None and not _is_list(spec):
+            problems.append(f"--{key} takes one value, got {len(items)}: {' '.join(items)}")
+        else:
+            values[key] = items
+    return Source(values, dict.fromkeys(values, "command line")), problems
+
+
+def _is_bool(spec: FieldSpec | None) -> bool:
+    return spec is not None and (spec.type is bool or bool in typing.get_args(spec.type))
+
+
+def _is_list(spec: FieldSpec) -> bool:
+    kinds = (spec.type, *typing.get_args(spec.type))
+    return any(typing.get_origin(kind) is list for kind in kinds)
+
+
+def unknown_key(cls: type[StageConfig], key: str, where: str) -> str:
+    """The sentence for a key that does not exist: its new name, the nearest name, or how to list them."""
+    if key in cls.renamed:
+        return f"{where}: {key!r} is gone: {cls.renamed[key]}"
+    near = difflib.get_close_matches(key, accepted(cls), n=1, cutoff=0.6)
+    return f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the keys")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Putting it together
+
+
+def resolve(cls: type[ConfigT], sources: list[Source], problems: list[str] | None = None) -> Resolved[ConfigT]:
+    """Merge sources, later ones winning, into checked settings.
+
+    Mappings given by several sources are merged key by key.
+
+    Raises:
+        ConfigError: with every problem: unknown keys, wrong types, missing settings, values that do not fit together.
+    """
+    problems = list(problems or [])
+    specs = accepted(cls)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for source in sources:
+        for key, raw in source.values.items():
+            where = source.origins.get(key, "settings")
+            spec = specs.get(key)
+            if spec is None:
+                problems.append(unknown_key(cls, str(key), where))
+                continue
+            try:
+                value = convert(raw, spec.type)
+            except ValueError as failure:
+                problems.append(f"{where}: {key}: {raw!r} {failure}")
+                continue
+            if isinstance(value, dict) and isinstance(values.get(key), dict):
+                value = {**values[key], **value}
+            values[key], origins[key] = value, where
+    fields = fields_of(cls)
+    for spec in fields.values():
+        if spec.required and spec.name not in values and not any(spec.name in problem for problem in problems):
+            problems.append(f"--{spec.name} is missing: {spec.doc}")
+    if problems:
+        raise ConfigError(problems)
+    own = {key: value for key, value in values.items() if key in fields}
+    if cls.passed_on:
+        own[cls.passed_on] = {key: value for key, value in values.items() if key not in fields}
+    config = cls(**own)
+    conflicts = list(config.problems())
+    if conflicts:
+        raise ConfigError(conflicts)
+    return Resolved(config, {key: origins.get(key, "default") for key in flat(config)})
+
+
+def parse_arguments(cls: type[ConfigT], words: list[str], default_recipe: str | None = None) -> Resolved[ConfigT]:
+    """Settings from a command line, `--config FILE` read first.
+
+    Args:
+        default_recipe: the shipped settings that serve when no `--config` is given.
+    """
+    file, rest = _take_config(words)
+    sources, problems = [], []
+    if file or default_recipe:
+        try:
+            sources = read_settings_file(resources.find("recipes", file or default_recipe or ""))
+        except ConfigError as failure:
+            problems += failure.problems
+    given, more = read_command_line(cls, rest)
+    return resolve(cls, [*sources, given], problems + more)
+
+
+def _take_config(words: list[str]) -> tuple[str | None, list[str]]:
+    rest, file = [], None
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if word.startswith("--config="):
+            file = word.partition("=")[2]
+        elif word == "--config":
+            position += 1
+            if position == len(words):
+                raise ConfigError(["--config needs the path or name of a YAML file"], "command")
+            file = words[position]
+        else:
+            rest.append(word)
+        position += 1
+    return file, rest
+
+
+def help_text(cls: type[StageConfig]) -> str:
+    """The settings with their types, defaults, meanings and units."""
+    blocks = []
+    inherited = {name for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for name in fields_of(base)}
+    specs = [spec for spec in fields_of(cls).values() if spec.name != cls.passed_on]
+    for spec in sorted(specs, key=lambda spec: spec.name in inherited):  # what is the stage's own comes first
+        default = "required" if spec.required else f"default {_shown(spec.default)}"
+        doc = textwrap.fill(spec.doc, width=100, initial_indent="      ", subsequent_indent="      ")
+        blocks.append(f"  --{spec.name}  ({type_name(spec.type)}; {default})\n{doc}")
+    text = "\n".join(blocks)
+    further = [name for name in cls.further_settings() if name not in fields_of(cls)]
+    if further:
+        listing = textwrap.fill(", ".join(further), width=100, initial_indent="  ", subsequent_indent="  ")
+        text += f"\n\nand every other field of transformers.TrainingArguments:\n{listing}"
+    return text
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value

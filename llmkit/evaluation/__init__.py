@@ -1,0 +1,1 @@
+"""Predictions to metrics with confidence intervals, and comparisons."""

@@ -1,0 +1,106 @@
+"""A causal language model from `model_type` and `config_overrides`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from llmkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+# A model's context length has one name per family; these are the ones that set the size of a table or a mask.
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def causal_config(
+    model_type: str, overrides: dict[str, Any], tokenizer: PreTrainedTokenizerFast, block_size: int
+) -> PretrainedConfig:
+    """A model config of any causal architecture, with vocabulary and special tokens from the tokenizer.
+
+    Args:
+        overrides: fields of that architecture's config class, such as `hidden_size`.
+        block_size: length of a training sample in tokens; the context length, where `overrides` does not set it.
+
+    Raises:
+        ConfigError: no such causal architecture, no such field, or values that the architecture refuses.
+    """
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        near = difflib.get_close_matches(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError([f"model_type: transformers knows no causal language model {model_type!r}{hint}"])
+    config_class = CONFIG_MAPPING[model_type]
+    known = config_class().to_dict()
+    known.update(dict.fromkeys(config_class.attribute_map))
+    problems = []
+    for key in overrides:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            problems.append(f"config_overrides: {config_class.__name__} has no field {key!r}{hint}")
+    if problems:
+        raise ConfigError(problems)
+    values = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **{name: block_size for name in _CONTEXT_NAMES if name in known},
+        **overrides,
+    }
+    try:
+        config = config_class(**values)
+    except Exception as failure:
+        raise ConfigError([f"config_overrides: {config_class.__name__} refuses them: {failure}"]) from failure
+    _check(config, tokenizer, block_size)
+    return config
+
+
+def _check(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, block_size: int) -> None:
+    problems = []
+    if config.vocab_size < len(tokenizer):
+        problems.append(f"vocab_size: the model has {config.vocab_size}, the tokenizer needs {len(tokenizer)}")
+    for name in _CONTEXT_NAMES:
+        context = getattr(config, name, None)
+        if isinstance(context, int) and context < block_size:
+            problems.append(f"block_size: {block_size} is more than the model's {name} of {context}")
+    heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
+    own_head_width = getattr(config, "head_dim", None)
+    if heads and width and not own_head_width and width % heads:
+        problems.append(f"config_overrides: hidden_size {width} is not a multiple of num_attention_heads {heads}")
+    groups = getattr(config, "num_key_value_heads", None)
+    if heads and groups and heads % groups:
+        problems.append(f"config_overrides: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def new_causal_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    """A model with random weights in float32, the same for the same seed.
+
+    The architecture's own initialisation of transformers: normal with `initializer_range`, zeros for biases, ones for norms.
+
+    Raises:
+        ConfigError: the architecture refuses the config.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except (ValueError, RuntimeError, AssertionError, TypeError) as failure:
+            raise ConfigError([f"config_overrides: {type(config).__name__} gives no model: {failure}"]) from failure
+    return model
+
+
+def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
+    """Number of parameters: `total` (shared ones once), and `embedding` (the input table, part of the total)."""
+    embedding = model.get_input_embeddings()
+    return {
+        "total": sum(parameter.numel() for parameter in model.parameters()),
+        "embedding": sum(parameter.numel() for parameter in embedding.parameters()) if embedding is not None else 0,
+    }

@@ -1,0 +1,1 @@
+"""Launch layouts: how many processes, what each of them holds, and in which precision."""

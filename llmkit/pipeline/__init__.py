@@ -1,0 +1,1 @@
+"""Stage, artefact, manifest, runner. Knows nothing of what a stage does."""

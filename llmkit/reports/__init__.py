@@ -1,0 +1,1 @@
+"""Metrics to one self-contained HTML page and a model card."""

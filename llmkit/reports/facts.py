@@ -1,0 +1,440 @@
+"""Everything that the page and the card tell, read from the evaluation and from what it was made from.
+
+Nothing is drawn here, and nothing is worded for one format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from llmkit.errors import ArtefactError, DataError
+from llmkit.pipeline.artefact import Artefact
+from llmkit.reports import lineage, trained, verdict, words
+from llmkit.reports.lineage import Node
+from llmkit.reports.trained import Curves, Model
+from llmkit.reports.words import finite
+
+METRICS = "metrics.json"
+PREDICTIONS = "predictions.parquet"
+TEXT_LIMIT = 500
+"""Characters of a wrongly predicted text that are shown."""
+
+_LOWER_IS_BETTER = {"loss", "log_loss", "perplexity", "bits_per_byte", "ter", "brier", "ece", "error"}
+
+
+@dataclass
+class Score:
+    """One metric with its interval."""
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    average: str | None = None
+    label: str | None = None
+    method: str | None = None
+
+    @property
+    def key(self) -> str:
+        return "_".join(filter(None, [self.average, self.name]))
+
+    @property
+    def title(self) -> str:
+        return words.metric_title(self.name, self.average)
+
+
+@dataclass
+class Baseline:
+    """Something simpler that was measured on the same examples."""
+
+    name: str
+    detail: str
+    scores: list[Score]
+
+
+@dataclass
+class Comparison:
+    """The model against a baseline in one metric, on the same examples."""
+
+    baseline: str
+    metric: str
+    average: str | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    finding: str
+    """`better`, `worse`, `no clear difference` or `not tested`."""
+
+    @property
+    def standing(self) -> str:
+        return "not clearly different" if self.finding == "no clear difference" else self.finding
+
+    @property
+    def title(self) -> str:
+        return words.metric_title(self.metric, self.average)
+
+
+@dataclass
+class ClassRow:
+    """The scores of one class."""
+
+    label: str
+    support: int | None
+    scores: dict[str, Score]
+
+
+@dataclass
+class WrongPrediction:
+    """A prediction that was wrong, with how sure the model was."""
+
+    id: str
+    text: str
+    omitted: int
+    label: str
+    prediction: str
+    score: float | None
+    label_score: float | None
+    """Probability that was given to the true label."""
+
+
+@dataclass
+class Confidence:
+    """How often predictions of about the same probability were right."""
+
+    span: str
+    n: int
+    right: int
+    low: float
+    high: float
+
+
+@dataclass
+class Predictions:
+    """What single predictions show."""
+
+    n: int
+    right: int
+    worst: list[WrongPrediction]
+    confidence: list[Confidence]
+
+
+@dataclass
+class Told:
+    """All that a report tells."""
+
+    title: str
+    task: str
+    dataset: str
+    split: str
+    n: int
+    interval: float
+    seed: int | None
+    scores: list[Score]
+    headline: list[Score]
+    baselines: list[Baseline]
+    comparisons: list[Comparison]
+    verdict: str
+    classes: list[ClassRow]
+    labels: list[str]
+    confusion: list[list[int]]
+    predictions: Predictions | None
+    curves: list[Curves]
+    model: Model
+    evaluation: Node
+    nodes: list[Node]
+    """The lineage, raw bytes first and the evaluation last."""
+    limits: list[str]
+    notices: list[str]
+    """What is not as it should be: missing stages, numbers that do not agree."""
+    record: dict[str, Any]
+    """metrics.json as it stands."""
+
+
+def gather(evaluation: str, title: str | None, worst_errors: int) -> Told:
+    """Read an evaluation and follow it back to the raw bytes.
+
+    Raises:
+        ArtefactError: the evaluation is not there, or its files are not those that its manifest describes.
+        DataError: its metrics or predictions lack what a report needs.
+    """
+    artefact = Artefact.open(evaluation, "evaluate")
+    changed = artefact.damaged(hashes=True)
+    if changed:
+        raise ArtefactError(f"{artefact.directory} was changed after it was made: {changed[0]}; evaluate again with --force")
+    record = _read_metrics(artefact.directory / METRICS)
+    root = lineage.walk(artefact)
+    nodes = list(root.ancestors())
+    notices = [f"{node.stage} ({node.directory}): {node.problem}" for node in nodes if node.problem]
+
+    scores = _scores(record["metrics"])
+    interval = finite(record.get("interval")) or 0.95
+    baselines = [
+        Baseline(str(item.get("name", "baseline")), str(item.get("detail") or ""), _scores(item.get("metrics") or []))
+        for item in record.get("baselines") or []
+    ]
+    comparisons = [_comparison(item, interval) for item in record.get("comparison") or []]
+    labels = [str(label) for label in record.get("labels") or []]
+    confusion = _confusion(record, labels)
+    overall = [score for score in scores if score.label is None]
+    headline = _headline(overall)
+    task, dataset = str(record.get("task") or "evaluation"), str(record.get("dataset") or "")
+    model = trained.model_of(root)
+    told = Told(
+        title=words.clean(title) if title else verdict.title(task, dataset),
+        task=task,
+        dataset=dataset,
+        split=str(record.get("split") or ""),
+        n=int(record["n"]),
+        interval=interval,
+        seed=record.get("seed"),
+        scores=overall,
+        headline=headline,
+        baselines=baselines,
+        comparisons=comparisons,
+        verdict="",
+        classes=_classes(scores, labels, confusion),
+        labels=labels,
+        confusion=confusion,
+        predictions=_predictions(artefact.directory / PREDICTIONS, worst_errors, interval),
+        curves=list(trained.curves_of(model)),
+        model=model,
+        evaluation=root,
+        nodes=nodes,
+        limits=[],
+        notices=notices,
+        record=record,
+    )
+    told.notices += _disagreements(told)
+    told.verdict = verdict.verdict(told)
+    told.limits = list(verdict.limits(told))
+    return told
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Metrics
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        record = _clean(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; evaluate again with --force") from None
+    except (OSError, ValueError) as failure:
+        raise DataError(f"{path} cannot be read: {failure}; evaluate again with --force") from None
+    problems = []
+    if not isinstance(record, dict):
+        problems.append("it is not a mapping")
+    else:
+        if not isinstance(record.get("metrics"), list):
+            problems.append("`metrics` is not a list")
+        if not isinstance(record.get("n"), int):
+            problems.append("`n`, the number of examples, is not a whole number")
+    if problems:
+        raise DataError(f"{path}: {'; '.join(problems)}; was it written by another version of `llmkit evaluate`?")
+    return record
+
+
+def _clean(value: Any) -> Any:
+    """All texts without what no file can carry, such as half of a surrogate pair (JSON can spell one)."""
+    if isinstance(value, dict):
+        return {words.clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return words.clean(value) if isinstance(value, str) else value
+
+
+def _scores(records: Sequence[Mapping[str, Any]]) -> list[Score]:
+    return [
+        Score(
+            name=str(item.get("name", "metric")),
+            value=finite(item.get("value")),
+            low=finite(item.get("low")),
+            high=finite(item.get("high")),
+            n=item["n"] if isinstance(item.get("n"), int) else None,
+            average=item.get("average"),
+            label=None if item.get("label") is None else str(item["label"]),
+            method=item.get("method"),
+        )
+        for item in records
+    ]
+
+
+def matching(scores: Sequence[Score], wanted: Score) -> Score | None:
+    """The same metric of something else."""
+    same = (
+        score for score in scores if (score.name, score.average, score.label) == (wanted.name, wanted.average, wanted.label)
+    )
+    return next(same, None)
+
+
+def shown_scores(overall: Sequence[Score]) -> list[Score]:
+    """Accuracy, then what weighs every class the same, then the other averages.
+
+    With one label for each example every micro average is the accuracy again, and is left out.
+    """
+    accuracy = next((score.value for score in overall if score.name == "accuracy"), None)
+    kept = [score for score in overall if score.average != "micro" or score.value is None or score.value != accuracy]
+    order = {None: 0, "macro": 1, "weighted": 2, "micro": 3}
+    return sorted(kept, key=lambda score: (score.name != "accuracy", order.get(score.average, 9), score.name != "f1"))
+
+
+def _headline(overall: Sequence[Score]) -> list[Score]:
+    """Accuracy and macro F1; for a task that has neither, its first two metrics."""
+    wanted = [("accuracy", None), ("f1", "macro")]
+    chosen = [score for name, average in wanted for score in overall if (score.name, score.average) == (name, average)]
+    return chosen or list(overall[:2])
+
+
+def _comparison(item: Mapping[str, Any], interval: float) -> Comparison:
+    difference, low, high = (finite(item.get(key)) for key in ("difference", "low", "high"))
+    p_value = finite(item.get("p_value"))
+    metric = str(item.get("metric", "metric"))
+    return Comparison(
+        baseline=str(item.get("baseline", "baseline")),
+        metric=metric,
+        average=item.get("average"),
+        difference=difference,
+        low=low,
+        high=high,
+        p_value=p_value,
+        finding=_finding(metric, difference, low, high, p_value, interval),
+    )
+
+
+def _finding(
+    metric: str, difference: float | None, low: float | None, high: float | None, p_value: float | None, interval: float
+) -> str:
+    """A difference counts only where its interval leaves out zero and, if there is a test, the test agrees."""
+    if difference is None or (p_value is None and (low is None or high is None)):
+        return "not tested"
+    apart = low is None or high is None or low > 0 or high < 0
+    significant = p_value is None or p_value < 1 - interval
+    if not apart or not significant or difference == 0:
+        return "no clear difference"
+    return "worse" if (difference < 0) != (metric in _LOWER_IS_BETTER) else "better"
+
+
+def _confusion(record: Mapping[str, Any], labels: list[str]) -> list[list[int]]:
+    rows = record.get("confusion") or []
+    square = len(rows) == len(labels) and all(isinstance(row, list) and len(row) == len(labels) for row in rows)
+    return [[int(value) for value in row] for row in rows] if square else []
+
+
+def _classes(scores: Sequence[Score], labels: list[str], confusion: list[list[int]]) -> list[ClassRow]:
+    named = dict.fromkeys([*labels, *(score.label for score in scores if score.label is not None)])
+    rows = []
+    for label in named:
+        own = {score.name: score for score in scores if score.label == label}
+        if not own:
+            continue
+        support = sum(confusion[labels.index(label)]) if confusion and label in labels else None
+        if support is None:
+            support = next((score.n for score in own.values() if score.n is not None), None)
+        rows.append(ClassRow(label, support, own))
+    return rows
+
+
+def class_metrics(rows: Sequence[ClassRow]) -> list[str]:
+    """The metrics that classes have: precision, recall and F1 first, then up to three others."""
+    usual = ("precision", "recall", "f1")
+    present = dict.fromkeys(name for row in rows for name in row.scores)
+    return [name for name in usual if name in present] + [name for name in present if name not in usual][:3]
+
+
+def confusions(told: Told, limit: int) -> list[tuple[str, str, int, int]]:
+    """The most frequent mistakes: true label, prediction, how often, and how often the true label occurs."""
+    pairs = [
+        (told.labels[row], told.labels[column], count, sum(counts))
+        for row, counts in enumerate(told.confusion)
+        for column, count in enumerate(counts)
+        if row != column and count
+    ]
+    return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))[:limit]
+
+
+def wilson(right: int, n: int, interval: float) -> tuple[float, float]:
+    """The score interval of a share (Wilson 1927); it stays within 0 and 1 and holds for few examples."""
+    z = NormalDist().inv_cdf((1 + interval) / 2)
+    share = right / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Predictions
+
+
+def _predictions(path: Path, worst_errors: int, interval: float) -> Predictions | None:
+    """What the single predictions show; None where the evaluation kept none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as failure:
+        raise DataError(f"{path} cannot be read: {failure}; evaluate again with --force") from None
+    missing = [name for name in ("id", "text", "label", "prediction", "score") if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    if table.num_rows == 0:
+        return Predictions(0, 0, [], [])
+    for name in ("id", "text", "label", "prediction"):
+        table = table.set_column(table.column_names.index(name), name, pc.cast(table[name], pa.string()))
+    is_right = pc.fill_null(pc.equal(table["label"], table["prediction"]), False)
+    right = pc.sum(is_right).as_py() or 0
+    wrong = table.filter(pc.invert(is_right))
+    order = pc.sort_indices(wrong, [("score", "descending"), ("id", "ascending")])
+    worst = [_wrong(row) for row in wrong.take(order[:worst_errors]).to_pylist()]
+    confidence = list(_confidence(table["score"].to_pylist(), is_right.to_pylist(), interval))
+    return Predictions(table.num_rows, right, worst, confidence)
+
+
+def _wrong(row: dict[str, Any]) -> WrongPrediction:
+    text, omitted = words.shorten(words.clean(row["text"] or ""), TEXT_LIMIT)
+    label, prediction = row["label"] or "", row["prediction"] or ""
+    return WrongPrediction(
+        row["id"] or "", text, omitted, label, prediction, finite(row["score"]), finite(row.get(f"probability_{label}"))
+    )
+
+
+def _confidence(scores: list[float | None], right: list[bool], interval: float) -> Iterator[Confidence]:
+    edges = [0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    for low, high in pairwise(edges):
+        inside = [
+            hit
+            for score, hit in zip(scores, right, strict=True)
+            if score is not None and low <= score and (score < high or high == 1.0)
+        ]
+        if inside:
+            hits = sum(inside)
+            span = f"below {high:.1f}" if low == 0 else f"{low:.1f} to {high:.1f}"
+            yield Confidence(span, len(inside), hits, *wilson(hits, len(inside), interval))
+
+
+def _disagreements(told: Told) -> Iterator[str]:
+    """Numbers of the evaluation that contradict each other, counted again from the single predictions."""
+    if told.confusion and sum(map(sum, told.confusion)) != told.n:
+        yield f"the confusion matrix counts {sum(map(sum, told.confusion)):,} examples, the evaluation {told.n:,}"
+    made = told.predictions
+    if made is None:
+        yield f"the evaluation kept no {PREDICTIONS}: wrong predictions cannot be shown"
+        return
+    if made.n != told.n:
+        yield f"{PREDICTIONS} has {words.count(made.n, 'row')}, the evaluation counts {told.n:,} examples"
+        return
+    accuracy = next((score.value for score in told.scores if score.name == "accuracy"), None)
+    if accuracy is not None and made.n and abs(made.right / made.n - accuracy) > 1e-6:
+        yield f"{PREDICTIONS} gives an accuracy of {made.right / made.n:.4f}, {METRICS} says {accuracy:.4f}"

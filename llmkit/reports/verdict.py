@@ -1,0 +1,150 @@
+"""The verdict and the limits: sentences that must say the same on the page, on the card and in the JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llmkit.reports import lineage, words
+
+if TYPE_CHECKING:
+    from llmkit.reports.facts import Told
+
+OWN_DATASET = "llmkit/reviews"
+
+
+def title(task: str, dataset: str) -> str:
+    """The heading of a page that was given none."""
+    named = task.replace("-", " ").replace("_", " ").capitalize()
+    return f"{named} on {words.short(dataset)}" if dataset else named
+
+
+def verdict(told: Told) -> str:
+    """One sentence: how good, how sure, and how it stands against what is simpler."""
+    where = f" of {words.short(told.dataset)}" if told.dataset else ""
+    which = f"{told.split} example" if told.split else "example"
+    start = f"On {words.count(told.n, which)}{where}"
+    claims = []
+    for score in told.headline:
+        if score.value is None:
+            continue
+        level = f"{100 * told.interval:g}% interval "
+        if score.name == "accuracy":
+            spread = f" ({level}{words.percent(score.low)} to {words.percent(score.high)})" if score.low is not None else ""
+            claims.append(f"{words.percent(score.value)} of the predictions are right{spread}")
+        else:
+            between = words.interval(score.low, score.high)
+            spread = f" ({'' if claims else level}{between})" if between else ""
+            claims.append(f"the {score.title} is {words.score(score.value)}{spread}")
+    return f"{start}, {words.listing(claims) or 'no metric has a value'}; {_standing(told)}."
+
+
+def _standing(told: Told) -> str:
+    if not told.baselines and not told.comparisons:
+        return "it was compared with no baseline"
+    names = list(dict.fromkeys([*(item.name for item in told.baselines), *(item.baseline for item in told.comparisons)]))
+    groups: dict[str, list[str]] = {}
+    mixed = []
+    for name in names:
+        mine = [item for item in told.comparisons if item.baseline == name]
+        findings = list(dict.fromkeys(item.finding for item in mine)) or ["not tested"]
+        if len(findings) == 1:
+            groups.setdefault(findings[0], []).append(f"“{name}”")
+        else:
+            parts = [f"{item.finding} in {item.title}" for item in mine]
+            mixed.append(f"mixed against “{name}” ({words.listing(parts)})")
+    phrases = [
+        f"{lead} {words.listing(groups[finding])}"
+        for finding, lead in (
+            ("better", "better than"),
+            ("no clear difference", "not clearly different from"),
+            ("worse", "worse than"),
+            ("not tested", "not tested against"),
+        )
+        if finding in groups
+    ]
+    metrics = {item.title for item in told.comparisons}
+    scope = f"in {metrics.pop()}, " if len(metrics) == 1 else ""
+    return f"{scope}the model is {words.listing([*phrases, *mixed])}"
+
+
+def limits(told: Told) -> Iterator[str]:
+    """What the numbers do not show, said only where the data at hand supports it."""
+    yield from _limits_of_size(told)
+    yield from _limits_of_data(told)
+    yield (
+        "One trained model was evaluated. The intervals cover the choice of test examples, not the luck of one "
+        "training; another seed gives another model."
+    )
+    if told.comparisons or told.classes:
+        yield (
+            "Each interval holds for itself. Among many of them some miss the true value, so the scores of single "
+            "classes weigh less than those of the whole."
+        )
+    if not _mentions(told, "bias|fairness|slice|group"):
+        yield "Bias was not analysed: nothing here compares groups of people, dialects, topics or sources."
+    if told.predictions and told.predictions.confidence:
+        yield (
+            "The probabilities are the model's own and were not adjusted; the report shows how often predictions of each "
+            "probability were right."
+        )
+    if not told.baselines:
+        yield "No baseline was measured, so the figures do not show whether something simpler does as well."
+    yield from _limits_of_lineage(told)
+
+
+def _limits_of_data(told: Told) -> Iterator[str]:
+    if told.split and told.split != "test":
+        yield (
+            f"The examples are the {told.split} split. Where a split was also used to choose settings or a checkpoint, "
+            "its figures are too good."
+        )
+    if told.dataset == OWN_DATASET:
+        yield (
+            f"The reviews of {OWN_DATASET} were written for llmkit by a few authors, in English and Chinese. They are "
+            "tidier and more alike than what customers write, so do not expect the same figures on real reviews."
+        )
+    elif told.dataset:
+        yield (
+            f"Nothing here says how the examples of {words.short(told.dataset)} were chosen and labelled. The figures "
+            "hold for texts drawn in the same way and labelled by the same rules, and for no others."
+        )
+    if not _mentions(told, "leak|contamin|overlap"):
+        yield "No check is recorded here of whether test texts also occur, exactly or nearly, in the training data."
+
+
+def _limits_of_lineage(told: Told) -> Iterator[str]:
+    if told.model.node is None:
+        yield (
+            "The model is not a result of llmkit, so what it was trained on is not known here; the test texts may have "
+            "been among it."
+        )
+    elif any(node.problem for node in told.nodes):
+        yield "Part of the lineage can no longer be followed, so not every number leads back to its raw bytes."
+    environments = [environment for _, environment in lineage.environments(told.nodes)]
+    if any(str(environment.get("git_commit") or "").endswith("-dirty") for environment in environments):
+        yield "Some stages ran from a checkout with uncommitted changes: its commit alone does not give their code."
+
+
+def _limits_of_size(told: Told) -> Iterator[str]:
+    spread = max(
+        (score.high - score.low for score in told.headline if score.low is not None and score.high is not None),
+        default=None,
+    )
+    if told.n < 1000:
+        wide = f" The intervals of its main figures are up to {100 * spread:.0f} points wide." if spread else ""
+        yield f"The test set is small: {words.count(told.n, 'example')}.{wide}"
+    few = [(row.support, row.label) for row in told.classes if row.support is not None and row.support < 50]
+    if few:
+        support, label = min(few)
+        many = f"{len(few)} classes have" if len(few) > 1 else f"Class “{words.fit(label, 40)}” has"
+        least = f" (the least, “{words.fit(label, 40)}”, {support})" if len(few) > 1 else f" ({support})"
+        yield f"{many} fewer than 50 test examples{least}; the scores of such a class are rough."
+
+
+def _mentions(told: Told, pattern: str) -> bool:
+    """Whether the evaluation recorded something of that name, so that its absence must not be claimed."""
+    assert told.evaluation.artefact is not None
+    keys = [*told.record, *(key for key, _ in words.flatten(told.evaluation.artefact.manifest.metrics))]
+    return any(re.search(pattern, key, re.IGNORECASE) for key in keys)

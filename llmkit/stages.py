@@ -1,0 +1,207 @@
+"""The stages there are, and how each is started from a command line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from llmkit.config import Resolved, Source, help_text, parse_arguments, resolve
+from llmkit.errors import ConfigError
+from llmkit.pipeline import runner
+from llmkit.pipeline.artefact import Artefact, FileHashes
+from llmkit.pipeline.stage import Stage, finished_line, identify, rank, run_stage
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            name="preprocess",
+            summary="raw text to clean documents",
+            config="llmkit.corpus.preprocess:PreprocessConfig",
+            function="llmkit.corpus.preprocess:preprocess",
+            next="llmkit tokenizer --corpus {output}",
+        ),
+        Stage(
+            name="tokenizer",
+            summary="documents to a tokenizer",
+            config="llmkit.tokens.train_tokenizer:TokenizerConfig",
+            function="llmkit.tokens.train_tokenizer:train_tokenizer",
+            next="llmkit tokenize --corpus DOCUMENTS --tokenizer {output}",
+        ),
+        Stage(
+            name="tokenize",
+            summary="documents to token shards",
+            config="llmkit.tokens.tokenize_corpus:TokenizeConfig",
+            function="llmkit.tokens.tokenize_corpus:tokenize_corpus",
+            next="llmkit pretrain --tokens {output}",
+        ),
+        Stage(
+            name="pretrain",
+            summary="token shards (or a corpus) to a causal language model",
+            config="llmkit.training.pretrain:PretrainConfig",
+            function="llmkit.training.pretrain:pretrain",
+            next="llmkit finetune --model_name_or_path {output} --dataset_name llmkit/reviews",
+            launched=True,
+            default_recipe="pretrain/quickstart",
+            prepare="llmkit.stages:prepare_tokens",
+        ),
+        Stage(
+            name="finetune",
+            summary="a base model and labelled examples to a classifier",
+            config="llmkit.training.finetune:FinetuneConfig",
+            function="llmkit.training.finetune:finetune",
+            next="llmkit evaluate --model_name_or_path {output} --test_file TEST (or --dataset_name llmkit/reviews)",
+            launched=True,
+        ),
+        Stage(
+            name="evaluate",
+            summary="a classifier and a test set to metrics with intervals",
+            config="llmkit.evaluation.evaluate:EvaluateConfig",
+            function="llmkit.evaluation.evaluate:evaluate",
+            next="llmkit report --evaluation {output}",
+        ),
+        Stage(
+            name="report",
+            summary="metrics to an HTML report and a model card",
+            config="llmkit.reports.report:ReportConfig",
+            function="llmkit.reports.report:report",
+            next="open {output}/report.html",
+        ),
+    )
+}
+
+_PREPARING = "base-model"
+
+
+def stage_help(stage: Stage) -> str:
+    """What `llmkit <stage> --help` prints."""
+    recipe = f"default: the shipped settings {stage.default_recipe!r}" if stage.default_recipe else "default: none"
+    common = [
+        f"  --config FILE  (path or shipped name; {recipe})\n      Settings in YAML; the command line wins over them.",
+        f"  --output_dir DIRECTORY  (path; default runs/{stage.name}-<fingerprint>)\n      Where the result goes.",
+        "  --runs_dir DIRECTORY  (path; default runs)\n      Where results go that have no place of their own.",
+        "  --force  (flag)\n      Run although the result is there, and replace a result of other settings.",
+    ]
+    if stage.launched:
+        common.append(
+            "  --accelerate_config NAME  (path or shipped name; default: one process)\n"
+            "      Launch layout, started with `accelerate launch`."
+        )
+    usage = f"usage: llmkit {stage.name} [--config FILE] [--key value ...]\n\n{stage.summary}\n"
+    return "\n".join([usage, *common, "", help_text(stage.config_class)])
+
+
+def run_from_command_line(name: str, words: list[str], run_with_layout: Any = None) -> int:
+    """Run one stage from command line words; what `llmkit <stage>` and `recipes/<stage>.py` do.
+
+    Args:
+        run_with_layout: starts the stage under `--accelerate_config`; None inside a launch.
+    """
+    stage = STAGES[name]
+    if "--help" in words or "-h" in words:
+        print(stage_help(stage))
+        return 0
+    options, rest = _take_options(words, ("output_dir", "runs_dir", "accelerate_config", "layout"), ("force",))
+    if options.get("accelerate_config") and run_with_layout is None:
+        raise ConfigError(["--accelerate_config: inside a launch the layout is `accelerate launch --config_file`"], "command")
+    runs = Path(options.get("runs_dir") or "runs")
+    resolved = parse_arguments(stage.config_class, rest, stage.default_recipe)
+    if stage.prepare and resolved.config.tokens is None:  # type: ignore[attr-defined]
+        resolved = prepare_tokens(resolved, runs)
+    output = Path(options["output_dir"]) if options.get("output_dir") else _default_output(stage, resolved, runs)
+    force = "force" in options
+    if options.get("accelerate_config"):
+        artefact = run_with_layout(stage, resolved, output, options["accelerate_config"], force)
+    else:
+        artefact = run_stage(stage, resolved, output, force=force, layout=options.get("layout"))
+    if rank()[0] == 0:
+        print(finished_line(stage, artefact))
+    return 0
+
+
+def _default_output(stage: Stage, resolved: Resolved[Any], runs: Path) -> Path:
+    hashes = FileHashes(runs / ".hashes.json")
+    fingerprint = identify(stage, resolved.config, hashes).fingerprint
+    hashes.save()
+    return runs / f"{stage.name}-{fingerprint[:12]}"
+
+
+def _take_options(words: list[str], valued: tuple[str, ...], flags: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """Options of the command itself, apart from the stage's settings."""
+    options: dict[str, str] = {}
+    rest: list[str] = []
+    position = 0
+    while position < len(words):
+        key, sign, value = words[position].removeprefix("--").partition("=")
+        is_option = words[position].startswith("--")
+        position += 1
+        if is_option and key in flags and not sign:
+            options[key] = "true"
+        elif is_option and key in valued:
+            if not sign:
+                if position == len(words):
+                    raise ConfigError([f"--{key} needs a value"], "command")
+                value = words[position]
+                position += 1
+            options[key] = value
+        else:
+            rest.append(words[position - 1])
+    return options, rest
+
+
+# What `pretrain` is told of a corpus, and the step and setting of the preparing pipeline that takes it.
+_CORPUS_SETTINGS = {
+    "train_file": ("preprocess", "train_file"),
+    "validation_file": ("preprocess", "validation_file"),
+    "dataset_name": ("preprocess", "dataset_name"),
+    "dataset_config_name": ("preprocess", "dataset_config_name"),
+    "text_column": ("preprocess", "text_column"),
+    "vocab_size": ("tokenizer", "vocab_size"),
+}
+
+
+def prepare_tokens(resolved: Resolved[Any], runs: Path) -> Resolved[Any]:
+    """Make corpus, tokenizer and token shards for a `pretrain` that was given none, where they are not there yet.
+
+    The stages are those of the shipped pipeline `base-model`, and their results lie in `runs/base-model`. On several ranks
+    the main process makes them and the others wait for the files: no collective operation can time out meanwhile.
+    """
+    config = resolved.config
+    pipeline = runner.load(_PREPARING, STAGES)
+    for name, (step, key) in _CORPUS_SETTINGS.items():
+        value = getattr(config, name)
+        if value is not None:
+            pipeline.step(step).sources.append(Source({key: value}, {key: resolved.origins[name]}))
+    directory = runs / _PREPARING
+    if rank()[0] == 0:
+        artefacts = runner.run(pipeline, directory, _never_launched, last="tokenize", wait=True)
+        tokens = artefacts["tokenize"].directory
+    else:
+        tokens = _wait_for_tokens(pipeline, directory)
+    values = {**resolved.as_dict(), "tokens": str(tokens), **dict.fromkeys(_CORPUS_SETTINGS)}
+    origins = {**resolved.origins, "tokens": f"made by pipeline {_PREPARING}"}
+    return resolve(type(config), [Source(values, origins)])
+
+
+def _wait_for_tokens(pipeline: runner.Pipeline, directory: Path) -> Path:
+    while True:
+        plan = next(plan for plan in runner.make_plan(pipeline, directory) if plan.step.name == "tokenize")
+        if plan.fresh:
+            return plan.output
+        time.sleep(0.5)  # if the main process fails, the launcher ends this one
+
+
+def _never_launched(stage: Stage, *_: Any) -> Artefact:
+    raise AssertionError(f"{stage.name} is no training stage")
+
+
+def main(name: str) -> int:
+    """Entry point of `recipes/<stage>.py`."""
+    from llmkit.cli import guarded
+
+    # Python puts a script's directory first on the import path, where recipes/evaluate.py would hide the package `evaluate`.
+    recipes = Path(sys.argv[0]).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != recipes]
+    return guarded(lambda: run_from_command_line(name, sys.argv[1:]))

@@ -1,0 +1,221 @@
+"""Text classification: one label a text, with any encoder or decoder of transformers.
+
+The shape of every task file: the columns it needs, how an example becomes features, the model head, the collator, how
+outputs become predictions, and its metrics.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmkit.errors import ConfigError, DataError
+from llmkit.tasks.tables import Row, pick_column, places
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TEXT_COLUMNS = ("text", "sentence", "review", "content", "text_a")
+LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category")
+
+
+@dataclass
+class Example:
+    """A text with its label, and where it stands."""
+
+    id: str
+    text: str
+    label: str
+    place: str
+
+
+# Columns
+
+
+def examples(rows: list[Row], text_column: str | None, label_column: str | None) -> list[Example]:
+    """Checked examples from rows.
+
+    Raises:
+        DataError: a column is missing, or rows without text or label (named by their lines).
+    """
+    text_name = pick_column(rows, text_column, TEXT_COLUMNS, "text_column")
+    label_name = pick_column(rows, label_column, LABEL_COLUMNS, "label_column")
+    found, empty, unlabelled = [], [], []
+    for row in rows:
+        text, label = row.values.get(text_name), row.values.get(label_name)
+        if not isinstance(text, str) or not text.strip():
+            empty.append(row)
+        elif label is None or isinstance(label, (list, dict)) or not str(label).strip():
+            unlabelled.append(row)
+        else:
+            identity = str(row.values.get("id", row.place))
+            found.append(Example(identity, text.strip(), str(label).strip(), row.place))
+    if empty:
+        raise DataError(f"{len(empty)} rows have no text in column {text_name!r}: {places(empty)}; remove or fill them")
+    if unlabelled:
+        raise DataError(f"{len(unlabelled)} rows have no single label in column {label_name!r}: {places(unlabelled)}")
+    return found
+
+
+def label_names(train: list[Example]) -> list[str]:
+    """The classes of a training set, numbers in numerical order.
+
+    Raises:
+        DataError: there is only one class.
+    """
+    names = {example.label for example in train}
+    if len(names) < 2:
+        raise DataError(f"all {len(train)} training examples have the label {names.pop()!r}; a classifier needs at least two")
+    if all(name.lstrip("-").isdigit() for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
+
+
+def check_labels(data: list[Example], labels: list[str], split: str) -> None:
+    """Refuse labels that the model cannot predict.
+
+    Raises:
+        DataError: naming the labels and the rows.
+    """
+    strange = [example for example in data if example.label not in labels]
+    if strange:
+        kinds = ", ".join(sorted({repr(example.label) for example in strange}))
+        lines = places([Row(example.place, {}) for example in strange])
+        raise DataError(f"{split}: the label {kinds} does not occur in training (there: {', '.join(labels)}): {lines}")
+
+
+def hold_out(data: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split off a validation set with the same share of each label, the same for the same seed."""
+    generator = np.random.default_rng(seed)
+    by_label: dict[str, list[int]] = {}
+    for index, example in enumerate(data):
+        by_label.setdefault(example.label, []).append(index)
+    held: set[int] = set()
+    for label in sorted(by_label):
+        indices = by_label[label]
+        count = min(len(indices) - 1, max(1, round(len(indices) * fraction)))
+        held.update(generator.permutation(indices)[:count].tolist())
+    rest = [example for index, example in enumerate(data) if index not in held]
+    return rest, [data[index] for index in sorted(held)]
+
+
+# Features
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, set up for classification.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as failure:
+        raise ConfigError([f"model_name_or_path: {name!r} has no tokenizer that can be loaded: {failure}"]) from failure
+    # A causal model classifies at its last token that is not padding; padding on the right keeps that token in its place.
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigError([f"model_name_or_path: the tokenizer of {name!r} has neither a padding nor an EOS token"])
+    return tokenizer
+
+
+class Features:
+    """Examples as model inputs; a torch map-style data set."""
+
+    def __init__(self, data: list[Example], tokenizer: Any, labels: list[str], max_length: int):
+        numbers = {name: index for index, name in enumerate(labels)}
+        encoded = tokenizer([example.text for example in data], truncation=True, max_length=max_length)
+        self.items = [
+            {
+                "input_ids": input_ids if input_ids else [tokenizer.pad_token_id],
+                "attention_mask": mask if mask else [1],
+                "labels": numbers[example.label],
+            }
+            for example, input_ids, mask in zip(data, encoded["input_ids"], encoded["attention_mask"], strict=True)
+        ]
+        self.truncated = sum(len(item["input_ids"]) == max_length for item in self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+
+def collator(tokenizer: Any) -> Any:
+    """Pads a batch to its longest example, rounded up to 8 for the matrix units."""
+    from transformers import DataCollatorWithPadding
+
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
+
+
+# Head
+
+
+def load_model(name: str, labels: list[str], tokenizer: Any, seed: int, attn_implementation: str | None) -> PreTrainedModel:
+    """The model with a classification head for these labels, in float32; a new head is drawn from the seed.
+
+    Raises:
+        ConfigError: the model has no such head in transformers, or cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                num_labels=len(labels),
+                id2label=dict(enumerate(labels)),
+                label2id={label: index for index, label in enumerate(labels)},
+                dtype="float32",
+                attn_implementation=attn_implementation,
+                ignore_mismatched_sizes=True,
+            )
+        except (OSError, ValueError) as failure:
+            raise ConfigError([f"model_name_or_path: {name!r} gives no text classifier: {failure}"]) from failure
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def context_length(model: PreTrainedModel, tokenizer: Any, asked: int | None) -> int:
+    """Longest input in tokens: the one asked for, or what model and tokenizer allow."""
+    limits = [getattr(model.config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    known = [limit for limit in [*limits, tokenizer.model_max_length] if isinstance(limit, int) and 0 < limit < 1_000_000]
+    if asked is not None and known and asked > min(known):
+        raise ConfigError([f"max_length: {asked} is more than the {min(known)} tokens that the model takes"])
+    return asked or min(known, default=512)
+
+
+# Predictions and metrics
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over classes; float64 of shape [examples, classes]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def compute_metrics(prediction: Any) -> dict[str, float]:
+    """Accuracy and macro F1 of a `transformers.EvalPrediction`, for learning curves and the choice of the best checkpoint."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    predicted, true = logits.argmax(axis=1), prediction.label_ids
+    macro = f1_score(true, predicted, average="macro", labels=range(logits.shape[1]), zero_division=0)
+    return {"accuracy": float(accuracy_score(true, predicted)), "f1_macro": float(macro)}
+
+
+def label_counts(data: list[Example], labels: list[str]) -> dict[str, int]:
+    """How many examples each label has."""
+    counts = Counter(example.label for example in data)
+    return {label: counts[label] for label in labels}

@@ -1,0 +1,1 @@
+"""Documents to a tokenizer, to token shards on disk, to training samples."""

@@ -1,0 +1,1 @@
+"""Samples to weights: one engine for pretraining and fine-tuning."""

@@ -1,0 +1,222 @@
+"""Training settings: the ones llmkit has an opinion on, and every other field of `transformers.TrainingArguments`.
+
+The fields of the installed transformers are read from its source, so that a typo is answered in a moment and not after the
+seconds that importing torch takes.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from llmkit.config import FieldSpec, StageConfig, option
+
+# What transformers 5 renamed or dropped from TrainingArguments and its relatives (MIGRATION_GUIDE_V5.md of transformers).
+RENAMED = {
+    "warmup_ratio": "write `warmup_steps`; a value below 1 is a share of all steps",
+    "evaluation_strategy": "write `eval_strategy`",
+    "overwrite_output_dir": "use `--force`, which replaces a finished result",
+    "logging_dir": "training logs are in metrics.jsonl beside the model; for others see `report_to`",
+    "group_by_length": "write `train_sampling_strategy: group_by_length`",
+    "no_cuda": "write `use_cpu`",
+    "use_mps_device": "the device is found by itself",
+    "save_safetensors": "weights are always safetensors",
+    "per_gpu_train_batch_size": "write `per_device_train_batch_size`",
+    "per_gpu_eval_batch_size": "write `per_device_eval_batch_size`",
+    "fp16_backend": "write `fp16`",
+    "half_precision_backend": "write `fp16` or `bf16`",
+    "fp16_opt_level": "write `fp16`; apex is gone",
+    "adafactor": "write `optim: adafactor`",
+    "include_tokens_per_second": "throughput is in the metrics of every run",
+    "push_to_hub_model_id": "write `hub_model_id`",
+    "push_to_hub_token": "write `hub_token`",
+    "torch_dtype": "weights are trained in float32; write `bf16` or `fp16` for mixed precision",
+    "tokenizer_name": "write `tokenizer`",
+    "jit_mode_eval": "write `torch_compile`",
+    "dispatch_batches": "write `accelerator_config`",
+    "split_batches": "write `accelerator_config`",
+    "tpu_num_cores": "TPUs are not supported",
+    "past_index": "dropped by transformers 5",
+    "ray_scope": "dropped by transformers 5",
+}
+
+# What llmkit decides itself.
+_OURS = {
+    "output_dir": None,
+    "do_train": None,
+    "do_eval": None,
+    "do_predict": None,
+    "resume_from_checkpoint": None,
+    "local_rank": None,
+    "remove_unused_columns": None,
+    "label_names": None,
+    "save_on_each_node": None,
+}
+
+# Fields that change how a run goes or what it tells, and not what it computes.
+_WITHOUT_EFFECT = {
+    "disable_tqdm",
+    "log_level",
+    "log_level_replica",
+    "log_on_each_node",
+    "report_to",
+    "run_name",
+    "project",
+    "logging_first_step",
+    "logging_strategy",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "ddp_timeout",
+    "ddp_backend",
+    "deepspeed",
+    "fsdp",
+    "fsdp_config",
+    "use_cpu",
+    "push_to_hub",
+    "hub_token",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_private_repo",
+    "skip_memory_metrics",
+    "debug",
+}
+
+
+@cache
+def transformers_fields() -> dict[str, FieldSpec]:
+    """The fields of the installed `transformers.TrainingArguments`, without importing it."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return {}
+    source = (Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
+            return {field.name: field for field in map(_field, node.body) if field and field.name not in _OURS}
+    return {}
+
+
+def _field(statement: ast.stmt) -> FieldSpec | None:
+    if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+        return None
+    name, annotation = statement.target.id, ast.unparse(statement.annotation)
+    if name.startswith("_") or annotation.startswith("ClassVar"):
+        return None
+    identity = name not in _WITHOUT_EFFECT and not name.startswith("trackio")
+    return FieldSpec(name, _type(annotation), default=None, doc="", identity=identity)
+
+
+def _type(annotation: str) -> Any:
+    """The declared type, as far as llmkit checks it; transformers checks the rest."""
+    plain = {"bool": bool, "int": int, "float": float, "str": str}
+    words = {word.strip() for word in annotation.split("|")}
+    optional = "None" in words or annotation.startswith("Optional")
+    known = [plain[word] for word in ("bool", "int", "float", "str") if word in words]
+    if len(known) != len(words - {"None"}):
+        return Any
+    kind = known[0]
+    for other in known[1:]:
+        kind = kind | other
+    return kind | None if optional else kind
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(StageConfig):
+    """Settings that pretraining and fine-tuning share; names are those of transformers."""
+
+    renamed: ClassVar = RENAMED
+    passed_on: ClassVar = "training_arguments"
+
+    @classmethod
+    def further_settings(cls) -> dict[str, FieldSpec]:
+        return transformers_fields()
+
+    learning_rate: float = option(3e-4)
+    """Peak learning rate of AdamW."""
+
+    num_train_epochs: float = option(1.0)
+    """Passes over the training data; `max_steps` overrides it."""
+
+    max_steps: int = option(-1)
+    """Optimizer steps; -1 leaves it to `num_train_epochs`."""
+
+    per_device_train_batch_size: int = option(8)
+    """Samples that one process computes at once."""
+
+    per_device_eval_batch_size: int = option(16)
+    """Samples that one process evaluates at once."""
+
+    gradient_accumulation_steps: int = option(1)
+    """Batches that are summed before an optimizer step. Samples a step: this, times the batch size, times processes."""
+
+    lr_scheduler_type: str = option("cosine")
+    """Shape of the learning rate after warm-up, by transformers' name: cosine, linear, constant_with_warmup, ..."""
+
+    warmup_steps: float = option(0.05)
+    """Steps in which the learning rate rises from 0; a value below 1 is a share of all steps."""
+
+    weight_decay: float = option(0.1)
+    """Decoupled weight decay of AdamW; biases and norms have none."""
+
+    adam_beta2: float = option(0.95)
+    """Decay of AdamW's second moment; 0.95 is usual for language models (Brown et al. 2020, appendix B)."""
+
+    max_grad_norm: float = option(1.0)
+    """Gradients are scaled down to this norm."""
+
+    seed: int = option(0)
+    """Seed of the initial weights, of the order of samples and of dropout."""
+
+    bf16: bool | None = option(None)
+    """Mixed precision in bfloat16. None: wherever the hardware has it (GPUs from Ampere on, CPUs with AVX512-BF16 or AMX)."""
+
+    fp16: bool = option(False)
+    """Mixed precision in float16 with loss scaling; needs a GPU."""
+
+    gradient_checkpointing: bool = option(False, identity=False)
+    """Recompute activations in the backward pass: less memory, about a third more time, the same result."""
+
+    logging_steps: int = option(10, identity=False)
+    """Steps between two entries of the training loss in metrics.jsonl."""
+
+    eval_steps: int = option(200)
+    """Steps between two evaluations on the validation data; the end is always evaluated."""
+
+    save_steps: int = option(200, identity=False)
+    """Steps between two checkpoints. A killed run goes on from the newest."""
+
+    save_total_limit: int = option(2, identity=False)
+    """Checkpoints kept while training goes on."""
+
+    cpu_threads: int | None = option(None, identity=False)
+    """Threads of a process that trains on the CPU. None: the cores, shared among the processes on this machine."""
+
+    training_arguments: dict[str, Any] = option(factory=dict)
+    """Further fields of transformers.TrainingArguments."""
+
+    def problems(self) -> Iterable[str]:
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "eval_steps",
+            "save_steps",
+            "save_total_limit",
+        ):
+            if getattr(self, name) < 1:
+                yield f"{name}: is {getattr(self, name)}, must be at least 1"
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            yield f"cpu_threads: is {self.cpu_threads}, must be at least 1"
+        if self.learning_rate <= 0:
+            yield f"learning_rate: is {self.learning_rate}, must be above 0"
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            yield "max_steps: no step would be made; set max_steps or num_train_epochs above 0"
+        if self.bf16 and self.fp16:
+            yield "bf16: mixed precision is either bf16 or fp16"

@@ -1,0 +1,164 @@
+"""Pretraining proper. `pretrain.py` holds its settings and stays light to import."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from llmkit.errors import ArtefactError, ConfigError, DataError
+from llmkit.models.causal import causal_config, new_causal_model, parameter_counts
+from llmkit.pipeline.artefact import LEDGER, Artefact
+from llmkit.tokens.samples import TokenBlocks
+from llmkit.tokens.shards import TokenStream, tokenizer_hash
+from llmkit.training.card import settings_table, write_card
+from llmkit.training.trainer import (
+    LLMKitTrainer,
+    describe_run,
+    discard_checkpoints,
+    last_checkpoint,
+    training_arguments,
+)
+
+if TYPE_CHECKING:
+    from llmkit.pipeline.stage import Workspace
+    from llmkit.training.pretrain import PretrainConfig
+
+_SEED_MODEL = "seed-model"
+
+
+def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:
+    """Train on token shards; see `pretrain.pretrain`."""
+    assert config.tokens is not None, "the stage's `prepare` makes missing token shards"
+    directory = workspace.directory
+    tokens = Artefact.open(config.tokens, "tokenize")
+    tokenizer = AutoTokenizer.from_pretrained(tokens.directory / "tokenizer")
+    train_set, validation_set = _sample_sets(config, tokens)
+    # Before the model: some layouts (ZeRO-3) change how transformers creates one.
+    arguments = training_arguments(config, directory, eval_strategy="steps" if validation_set else "no")
+    seed_model = _seed_model(config, workspace, tokenizer, arguments)
+    model = AutoModelForCausalLM.from_pretrained(seed_model, dtype="float32", attn_implementation=config.attn_implementation)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+    )
+    counts = parameter_counts(model)
+    targets = _target_count(validation_set)
+    trainer = LLMKitTrainer(
+        ledger=directory / LEDGER,
+        targets_per_sample=targets / len(validation_set) if validation_set else None,
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=validation_set,
+        processing_class=tokenizer,
+    )
+    checkpoint = last_checkpoint(directory)
+    workspace.say(
+        f"{config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of {config.block_size} tokens; "
+        + (f"going on from {checkpoint.name}" if checkpoint else "starting")
+    )
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts}
+    learned = metrics["steps"] * metrics["samples_per_step"] * train_set.stride
+    metrics["tokens_learned"] = learned
+    metrics["epochs"] = learned / max(1, _target_count(train_set))
+    metrics["train_loss"] = _last_train_loss(trainer)
+    runtime = outcome.metrics["train_runtime"]
+    if checkpoint is None and runtime > 0:
+        metrics["train_tokens_per_second"] = learned / runtime
+    if validation_set:
+        loss = trainer.evaluate()["eval_loss"]
+        metrics["validation"] = {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "bits_per_byte": loss / math.log(2) * targets / validation_set.stream.text_bytes,
+            "tokens": targets,
+        }
+        workspace.say(f"validation loss {loss:.4f}, {metrics['validation']['bits_per_byte']:.4f} bits per byte")
+    trainer.save_model(str(directory))
+    if workspace.is_main:
+        _finish(config, directory, tokens, metrics)
+    return metrics
+
+
+def _sample_sets(config: PretrainConfig, tokens: Artefact) -> tuple[TokenBlocks, TokenBlocks | None]:
+    train_set = TokenBlocks(TokenStream(tokens.directory, "train"), config.block_size)
+    if len(train_set.stream) < config.block_size:
+        raise DataError(
+            f"the corpus has {len(train_set.stream):,} training tokens, fewer than one sample of {config.block_size}; "
+            f"lower --block_size or add text"
+        )
+    if not tokens.manifest.metrics["validation"]["tokens"]:
+        return train_set, None
+    return train_set, TokenBlocks(TokenStream(tokens.directory, "validation"), config.block_size)
+
+
+def _target_count(blocks: TokenBlocks | None) -> int:
+    """Tokens that are learned in one pass: all but the first of the stream."""
+    return len(blocks.stream) - 1 if blocks is not None else 0
+
+
+def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any, arguments: Any) -> Path | str:
+    """The model that training starts from, on disk, so that every launch layout starts from the same weights."""
+    if config.model_name_or_path:
+        _check_same_tokenizer(config)
+        return config.model_name_or_path
+    place = workspace.directory / _SEED_MODEL
+    with arguments.main_process_first(desc="writing the seed model"):
+        if workspace.is_main and not place.exists():
+            model = new_causal_model(
+                causal_config(config.model_type, config.config_overrides, tokenizer, config.block_size), config.seed
+            )
+            aside = workspace.directory / f".{_SEED_MODEL}"
+            shutil.rmtree(aside, ignore_errors=True)
+            model.save_pretrained(aside)
+            os.replace(aside, place)
+    return place
+
+
+def _check_same_tokenizer(config: PretrainConfig) -> None:
+    assert config.tokens is not None and config.model_name_or_path is not None
+    directory = Path(config.model_name_or_path)
+    if directory.is_dir():
+        TokenStream(Path(config.tokens), "train", tokenizer_directory=directory)
+        return
+    from huggingface_hub import hf_hub_download
+
+    try:
+        file = hf_hub_download(config.model_name_or_path, "tokenizer.json")
+    except Exception as failure:
+        raise ConfigError([f"model_name_or_path: {config.model_name_or_path!r} is no directory, and the hub: {failure}"]) from failure
+    if tokenizer_hash(Path(file).parent) != TokenStream(Path(config.tokens), "train").index.tokenizer_sha256:
+        raise ArtefactError(f"{config.tokens} was not written with the tokenizer of {config.model_name_or_path}")
+
+
+def _last_train_loss(trainer: LLMKitTrainer) -> float | None:
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses[-1] if losses else None
+
+
+def _finish(config: PretrainConfig, directory: Path, tokens: Artefact, metrics: dict[str, Any]) -> None:
+    discard_checkpoints(directory)
+    shutil.rmtree(directory / _SEED_MODEL, ignore_errors=True)
+    (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in llmkit.yaml
+    facts = {key: value for key, value in metrics.items() if not isinstance(value, dict)}
+    sections = {
+        "What it is": f"A causal language model (`{config.model_type}`, {metrics['parameters']['total']:,} parameters) pretrained "
+        f"with llmkit on {tokens.manifest.metrics['train']['tokens']:,} tokens.",
+        "How to use it": "```python\nfrom transformers import pipeline\n\n"
+        'generate = pipeline("text-generation", model="PATH_OF_THIS_DIRECTORY")\n'
+        'print(generate("Return the", max_new_tokens=40)[0]["generated_text"])\n```',
+        "Training": settings_table(facts),
+        "Validation": settings_table(metrics["validation"]) if "validation" in metrics else "No validation text was held out.",
+        "Where it comes from": f"Token shards `{tokens.manifest.fingerprint[:12]}`; `manifest.json` and `llmkit trace` lead back "
+        f"to the raw bytes.",
+    }
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["llmkit", config.model_type]}
+    write_card(directory, front, f"{config.model_type} pretrained with llmkit", sections)

@@ -1,0 +1,45 @@
+"""The metrics ledger: everything that is logged, one JSON object a line, consistent also after a kill and a resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llmkit.pipeline.artefact import write_synced
+
+
+class Ledger(TrainerCallback):
+    """Writes each log of the main process to a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Forget what a killed run logged after the checkpoint it is resumed from: those steps are made again."""
+        if not state.is_world_process_zero or not self.path.exists():
+            return
+        kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= state.global_step]
+        write_synced(self.path, "".join(f"{line}\n" for line in kept))
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        entry = {"step": state.global_step, **logs}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file that were written to their end."""
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """All entries of a ledger, oldest first; none where there is no file."""
+    return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []

@@ -1,0 +1,87 @@
+"""The order of training samples: a pure function of position, epoch and seed.
+
+A keyed pseudo-random permutation of [0, n) is computed for each index by itself: a balanced Feistel network (Luby &
+Rackoff 1988) on the smallest square domain that holds n, walked until it lands below n (Black & Rogaway 2002). It needs
+no permutation array, so it costs no memory at any n, and resuming at any sample costs what starting costs. The order does
+not depend on ranks, micro-batch, accumulation or data workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+_ROUNDS = 6
+_MASK = (1 << 64) - 1
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea & Flood 2014): every input bit moves every output bit."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _round_keys(seed: int, epoch: int) -> np.ndarray:
+    """One key a round from seed and epoch, shape [_ROUNDS], uint64."""
+    base = _mix(np.array([(seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03 + 1) & _MASK], dtype=np.uint64))
+    steps = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return _mix(base + steps)
+
+
+def permute(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    """Where each index goes under the permutation of [0, n) that belongs to seed and epoch.
+
+    Args:
+        indices: int64 of any shape, each in [0, n).
+
+    Returns:
+        int64 of the same shape.
+    """
+    half = max(1, ((n - 1).bit_length() + 1) // 2)  # bits of each side: the domain is 4**half, less than 4 n
+    mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
+    keys = _round_keys(seed, epoch)
+    values = np.asarray(indices, dtype=np.uint64).copy()
+    walking = np.ones(values.shape, dtype=bool)
+    while walking.any():
+        left, right = values[walking] >> shift, values[walking] & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        values[walking] = (left << shift) | right
+        walking[walking] = values[walking] >= np.uint64(n)
+    return values.astype(np.int64)
+
+
+def sample_ids(step: int, global_batch: int, n: int, seed: int) -> np.ndarray:
+    """The samples of one optimizer step, whatever the layout: positions step * global_batch and on, epoch after epoch.
+
+    Returns:
+        int64 of shape [global_batch]; each epoch of n samples holds every sample once.
+    """
+    positions = np.arange(step * global_batch, (step + 1) * global_batch, dtype=np.int64)
+    ids = np.empty(global_batch, dtype=np.int64)
+    for epoch in np.unique(positions // n):
+        here = positions // n == epoch
+        ids[here] = permute(positions[here] % n, n, seed, int(epoch))
+    return ids
+
+
+class PermutedSampler(Sampler[int]):
+    """Yields an epoch of samples in the order of `permute`; accelerate tells it the epoch."""
+
+    def __init__(self, n: int, seed: int):
+        self.n, self.seed, self.epoch = n, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        block = 4096
+        for start in range(0, self.n, block):
+            positions = np.arange(start, min(start + block, self.n), dtype=np.int64)
+            yield from permute(positions, self.n, self.seed, self.epoch).tolist()

@@ -1,0 +1,180 @@
+"""The engine: `transformers.Trainer`, subclassed once.
+
+What is ours: the data order (`order.py`), checkpoints that are complete or absent, a validation loss that weighs every token
+the same, and the metrics ledger (`ledger.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from llmkit.errors import ConfigError
+from llmkit.pipeline.artefact import sync
+from llmkit.training.hardware import on_cpu, precision, use_cpu_well
+from llmkit.training.ledger import Ledger
+from llmkit.training.order import PermutedSampler
+
+if TYPE_CHECKING:
+    from llmkit.training.arguments import TrainingConfig
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_WRITING = ".writing"
+
+
+def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> TrainingArguments:
+    """transformers' arguments from our settings.
+
+    Args:
+        ours: arguments that the stage decides, over everything else.
+
+    Raises:
+        ConfigError: transformers refuses them.
+    """
+    shared = (
+        "learning_rate",
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "weight_decay",
+        "adam_beta2",
+        "max_grad_norm",
+        "seed",
+        "gradient_checkpointing",
+        "logging_steps",
+        "eval_steps",
+        "save_steps",
+        "save_total_limit",
+    )
+    values: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    values.update(
+        output_dir=str(directory),
+        report_to="none",
+        save_strategy="steps",
+        use_cpu=on_cpu(config),
+        dataloader_pin_memory=not on_cpu(config),
+        remove_unused_columns=False,
+        **precision(config, os.environ.get("ACCELERATE_MIXED_PRECISION")),
+    )
+    values.update({key: value for key, value in config.training_arguments.items() if value is not None})
+    values.update(ours)
+    if on_cpu(config):
+        use_cpu_well(config.cpu_threads)
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as failure:
+        raise ConfigError([f"transformers refuses the training settings: {failure}"]) from failure
+
+
+class LLMKitTrainer(Trainer):
+    """The Trainer of every training stage."""
+
+    def __init__(self, *, ledger: Path, targets_per_sample: float | None = None, **arguments: Any):
+        """As `Trainer`.
+
+        Args:
+            ledger: file that takes every log.
+            targets_per_sample: mean number of learned tokens in a validation sample; gives a validation loss in which each
+                token weighs the same, where samples are filled up differently.
+        """
+        super().__init__(**arguments)
+        self.targets_per_sample = targets_per_sample
+        self.add_callback(Ledger(ledger))
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(dataset)
+        return PermutedSampler(len(dataset), self.args.seed)  # type: ignore[arg-type]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        """The loss; in evaluation of a language model scaled so that the mean over samples is the mean over tokens."""
+        if model.training or self.targets_per_sample is None:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        targets = (inputs["labels"][:, 1:] != -100).sum()
+        loss = loss * targets / (len(inputs["labels"]) * self.targets_per_sample)
+        return (loss, outputs) if return_outputs else loss
+
+    # Checkpoints. Trainer writes into the place where a checkpoint will be found, so a kill leaves a torn one that the next
+    # run picks up and crashes on. Here it writes aside, and a checkpoint appears by one rename when all of it is on disk.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        directory = super()._get_output_dir(trial)
+        return os.path.join(directory, _WRITING) if self._is_writing else directory
+
+    _is_writing = False
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        place = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            shutil.rmtree(place / _WRITING, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._is_writing = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_writing = False
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(place / f"checkpoint-{self.state.best_global_step}")
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            written = place / _WRITING / name
+            self.state.save_to_json(str(written / "trainer_state.json"))
+            for path in written.rglob("*"):
+                sync(path)
+            shutil.rmtree(place / name, ignore_errors=True)
+            os.replace(written, place / name)
+            sync(place)
+            rotate_checkpoints(
+                output_dir=str(place),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+        self.accelerator.wait_for_everyone()
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint of an earlier attempt, or None."""
+    found = [
+        (int(match.group(1)), path) for path in directory.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))
+    ]
+    return max(found)[1] if found else None
+
+
+def discard_checkpoints(directory: Path) -> None:
+    """Remove what only a resume needs, once the stage is complete."""
+    for path in [*directory.glob("checkpoint-*"), directory / _WRITING]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def describe_run(trainer: LLMKitTrainer) -> dict[str, Any]:
+    """How a run was laid out: processes, device, precision, batch arithmetic, time per step."""
+    args, state = trainer.args, trainer.state
+    precision_name = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    processes = args.world_size
+    layout = trainer.accelerator.distributed_type
+    return {
+        "steps": state.global_step,
+        "processes": processes,
+        "device": str(args.device.type),
+        "layout": layout.value if isinstance(layout, DistributedType) else str(layout),
+        "precision": precision_name,
+        "samples_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * processes,
+        "threads": torch.get_num_threads(),
+    }

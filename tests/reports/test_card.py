@@ -1,0 +1,164 @@
+"""The model to be shared and its card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from llmkit.errors import ArtefactError
+from llmkit.pipeline.artefact import sha256_of
+from llmkit.reports import card
+
+if TYPE_CHECKING:
+    from tests.reports.conftest import Chain, Written
+
+
+def load(written: Written) -> Any:
+    return ModelCard.load(written.directory / "model" / "README.md")
+
+
+def test_the_front_matter_says_what_metrics_json_says(chain: Chain, write: Callable[..., Written]) -> None:
+    record = chain.metrics_of(chain.example_rows())
+    chain.build(record=record)
+    data = load(write(title="A model: with a colon")).data
+    assert data.library_name == "transformers" and data.pipeline_tag == "text-classification"
+    assert data.datasets == ["llmkit/reviews"] and data.language == ["en", "zh"] and data.license == "apache-2.0"
+    assert data.model_name == "A model: with a colon" and data.metrics == ["accuracy", "f1", "precision", "recall"]
+    told = {(result.metric_type, (result.metric_args or {}).get("average")): result for result in data.eval_results}
+    expected = {
+        (item["name"], item["average"]): item["value"]
+        for item in record["metrics"]
+        if item["label"] is None and item["average"] != "micro"
+    }
+    assert {key: result.metric_value for key, result in told.items()} == expected
+    result = told["accuracy", None]
+    assert (result.dataset_type, result.dataset_split, result.task_type) == ("llmkit/reviews", "test", "text-classification")
+
+
+def test_a_file_is_no_data_set_of_the_hub_and_names_no_directory(chain: Chain, write: Callable[..., Written]) -> None:
+    record = chain.metrics_of(chain.example_rows())
+    record["dataset"] = "/home/someone/data/my tickets.jsonl"
+    chain.build(record=record)
+    written = write()
+    data = load(written).data
+    assert data.datasets is None and data.language is None
+    assert data.eval_results[0].dataset_name == "my tickets.jsonl"
+    assert data.eval_results[0].dataset_type == "my-tickets.jsonl"
+    text = (written.directory / "model" / "README.md").read_text(encoding="utf-8")
+    assert "/home/" not in text and "/data/" not in text and str(chain.root) not in text
+
+
+def test_license_is_left_out_unless_known(chain: Chain, write: Callable[..., Written]) -> None:
+    files = chain.model_files("")
+    del files["README.md"]
+    chain.artefact("finetune", files)
+    chain.evaluate()
+    assert load(write()).data.license is None
+
+
+def test_the_body_tells_use_results_and_lineage(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    text = load(write()).text
+    for heading in (
+        "What it is",
+        "How to use it",
+        "Training data",
+        "Training settings",
+        "Results",
+        "Limits",
+        "Lineage",
+    ):
+        assert f"\n## {heading}\n" in text
+    assert 'pipeline("text-classification", model=' in text
+    assert "| accuracy | 0.600 (0.540 to 0.660) | 0.357 (0.297 to 0.417) | 0.575 (0.515 to 0.635) |" in text
+    assert "- `learning_rate`: 5e-05" in text and "`seed`" not in text
+    assert chain.made["pretrain"].manifest.fingerprint[:12] in text
+
+
+def test_the_model_is_whole_and_holds_nothing_else(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    model = write().directory / "model"
+    assert {path.relative_to(model).as_posix() for path in model.rglob("*")} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_weights_are_linked_and_what_people_edit_is_copied(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    source, model = chain.root / "finetune", write().directory / "model"
+    assert os.path.samefile(source / "model.safetensors", model / "model.safetensors")
+    for name in ("README.md", "config.json", "tokenizer.json"):
+        assert not os.path.samefile(source / name, model / name)
+        before = sha256_of(source / name)
+        (model / name).write_text("edited", encoding="utf-8")
+        assert sha256_of(source / name) == before
+
+
+def test_where_links_are_not_possible_weights_are_copied(
+    chain: Chain, write: Callable[..., Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(card.os, "link", refuse)
+    chain.build()
+    model = write().directory / "model"
+    assert sha256_of(model / "model.safetensors") == sha256_of(chain.root / "finetune" / "model.safetensors")
+    assert not os.path.samefile(chain.root / "finetune" / "model.safetensors", model / "model.safetensors")
+
+
+def test_an_evaluated_checkpoint_is_what_is_published(chain: Chain, write: Callable[..., Written]) -> None:
+    files = chain.model_files("")
+    inner = {f"checkpoint-5/{name}": content for name, content in files.items() if name != "metrics.jsonl"}
+    inner["checkpoint-5/model.safetensors"] = chain.safetensors({"small": [7]})
+    chain.artefact("finetune", {**files, **inner})
+    chain.evaluate(config={"model_name_or_path": str(chain.root / "finetune" / "checkpoint-5")})
+    written = write()
+    assert written.json["model"]["parameters"] == 7
+    published = written.directory / "model" / "model.safetensors"
+    assert sha256_of(published) == sha256_of(chain.root / "finetune" / "checkpoint-5" / "model.safetensors")
+    moved = chain.root.with_name("moved")
+    chain.root.rename(moved)
+    chain.root = moved
+    assert write("again").json["model"]["parameters"] == 7
+
+
+def test_weights_that_changed_since_are_not_published(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    path = chain.root / "finetune" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ArtefactError, match=r"model\.safetensors was changed after it was made"):
+        write()
+
+
+def test_a_card_that_cannot_be_read_is_as_none(chain: Chain, write: Callable[..., Written]) -> None:
+    files = chain.model_files("")
+    files["README.md"] = "---\n- not\n- a mapping\n---\n"
+    chain.artefact("finetune", files)
+    chain.evaluate()
+    assert load(write()).data.license is None
+
+
+def test_every_sign_of_markdown_is_escaped() -> None:
+    assert card._safe("a|b `c` *d* <e> [f](g)\n# h") == "a\\|b \\`c\\` \\*d\\* &lt;e&gt; \\[f\\](g) \\# h"
+
+
+def test_the_languages_of_the_embedded_reviews_are_those_of_its_rows() -> None:
+    import json
+
+    from llmkit.resources import PACKAGE
+
+    files = sorted((PACKAGE / "data" / "reviews").glob("*.jsonl"))
+    if not files:
+        pytest.skip("the embedded reviews are not here")
+    lines = [line for path in files for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    assert {json.loads(line)["language"] for line in lines} == {"en", "zh"}
