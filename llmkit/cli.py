@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from llmkit.errors import LLMKitError
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; a user's error is printed without a traceback and gives exit code 2."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except LLMKitError as failure:
         if _is_main():
             print(f"llmkit: {failure}", file=sys.stderr)
@@ -24,7 +27,7 @@ def guarded(command: Callable[[], int]) -> int:
         print("llmkit: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         return 0
 
 

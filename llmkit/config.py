@@ -11,12 +11,13 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,9 +30,14 @@ from llmkit.errors import ConfigError
 
 Role = Literal["setting", "files", "artefact"]
 ConfigT = TypeVar("ConfigT", bound="StageConfig")
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 _UNSET: Any = dataclasses.MISSING
 _ORIGIN_COMMENT = "  # from "
+_RESOLVED_MARK = "#  (llmkit: the origin of each value stands behind it)"
+
+COMMAND_OPTIONS = ("config", "output_dir", "runs_dir", "force", "accelerate_config")
+"""Options of the command itself, beside the settings of its stage."""
 
 
 def option(
@@ -109,13 +115,11 @@ class Resolved(Generic[ConfigT]):
 
     def to_yaml(self, header: str) -> str:
         """A YAML file that gives these settings again, with the origin of each value in a comment."""
-        lines = [f"# {header}"]
+        lines = [f"# {header}", _RESOLVED_MARK]
         for key, value in self.as_dict().items():
-            # In flow style, and JSON for text with line ends, every value fits on its line.
-            text = yaml.safe_dump([value], default_flow_style=True, width=float("inf"), allow_unicode=True).strip()[1:-1]
-            if "\n" in text:
-                text = json.dumps(value, ensure_ascii=False)
-            lines.append(f"{key}: {text}{_ORIGIN_COMMENT}{self.origins.get(key, 'default')}")
+            # In flow style, with line ends escaped, every value fits on its line.
+            text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=True)
+            lines.append(f"{key}: {text.strip()[1:-1]}{_ORIGIN_COMMENT}{self.origins.get(key, 'default')}")
         return "\n".join(lines) + "\n"
 
 
@@ -131,7 +135,12 @@ def flat(config: StageConfig) -> dict[str, Any]:
 # Reading the declarations
 
 
-@cache
+def _remembered(function: FunctionT) -> FunctionT:
+    """`functools.cache`, whose own types allow no class as an argument."""
+    return typing.cast(FunctionT, cache(function))
+
+
+@_remembered
 def fields_of(cls: type[StageConfig]) -> dict[str, FieldSpec]:
     """The settings a dataclass declares, in order, with the docstring under each field."""
     hints = typing.get_type_hints(cls)
@@ -141,7 +150,7 @@ def fields_of(cls: type[StageConfig]) -> dict[str, FieldSpec]:
             docs.update(_field_docs(base))
     specs = {}
     for item in dataclasses.fields(cls):
-        default = item.default_factory() if item.default_factory is not _UNSET else item.default
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         specs[item.name] = FieldSpec(
             name=item.name,
             type=hints[item.name],
@@ -156,7 +165,7 @@ def _field_docs(cls: type) -> dict[str, str]:
     """The string under each annotated name of a class body."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
     docs = {}
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in itertools.pairwise(body):
         if (
             isinstance(statement, ast.AnnAssign)
             and isinstance(statement.target, ast.Name)
@@ -220,8 +229,10 @@ def convert(value: Any, kind: Any) -> Any:
         return _convert_bool(value)
     if kind in (int, float):
         return _convert_number(value, kind)
-    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+    if kind is str and isinstance(value, (str, int)) and not isinstance(value, bool):
         return str(value)
+    if kind is str and isinstance(value, (bool, float)):  # `no`, 1.10 or 1e5: how it was written is lost
+        raise ValueError("is not text; put it in quotes")
     raise ValueError(f"is not {type_name(kind)}")
 
 
@@ -254,7 +265,7 @@ def _convert_number(value: Any, kind: type) -> int | float:
         number = float(value)
     except ValueError:
         raise ValueError(f"is not {name}") from None
-    if kind is float:
+    if kind is float and number == number:
         return number
     if number != number or number in (float("inf"), float("-inf")) or number != int(number):
         raise ValueError(f"is not {name}")
@@ -294,32 +305,58 @@ def _convert_dict(value: Any) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers people write: `2e-5` is a number (YAML 1.2), where YAML 1.1 makes it a string."""
+    """YAML with the numbers people write, as in YAML 1.2: `2e-5` is a number; `010`, `12:30` and dates are text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
-# The int resolver must win for whole numbers: it is tried first when it stands first.
-for _resolvers in _Loader.yaml_implicit_resolvers.values():
-    _resolvers.sort(key=lambda item: item[0] != "tag:yaml.org,2002:int")
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: text that looks like a number is quoted, line ends are escaped."""
+
+
+_YAML_INT = "tag:yaml.org,2002:int"
+_YAML_FLOAT = "tag:yaml.org,2002:float"
+_YAML_STR = "tag:yaml.org,2002:str"
+_NUMBERS = [
+    (_YAML_INT, re.compile(r"^[-+]?(0|[1-9][0-9_]*)$")),
+    (
+        _YAML_FLOAT,
+        re.compile(
+            r"^[-+]?((0|[1-9][0-9_]*)\.[0-9_]*|\.[0-9][0-9_]*|(0|[1-9][0-9_]*)(?=[eE]))([eE][-+]?[0-9]+)?$"
+            r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+        ),
+    ),
+]
+_REPLACED_TAGS = {_YAML_INT, _YAML_FLOAT, "tag:yaml.org,2002:timestamp"}
+_RESOLVERS: dict[str, list[Any]] = {
+    first: [item for item in resolvers if item[0] not in _REPLACED_TAGS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _first in "-+.0123456789":
+    _RESOLVERS[_first] = [*_NUMBERS, *_RESOLVERS.get(_first, [])]
+_Loader.yaml_implicit_resolvers = _RESOLVERS
+_Dumper.yaml_implicit_resolvers = _RESOLVERS
+
+
+def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    has_line_end = any(sign in text for sign in "\n\r\x85\u2028\u2029")
+    return dumper.represent_scalar(_YAML_STR, text, style='"' if has_line_end else None)
+
+
+_Dumper.add_representer(str, _represent_str)
 
 
 def yaml_scalar(text: str) -> Any:
     """The value that a word has in YAML: `64` a number, `true` a boolean, anything else itself."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Read a mapping from a YAML file.
+    """Read a mapping from a YAML file. Its top-level keys are text, as they are written (`on` is no boolean there).
 
     Returns:
-        The mapping, and the line (from 1) of each of its top-level keys.
+        The mapping, and the line (from 1) of each key, nested ones with dots: `stages.pretrain.config`.
 
     Raises:
         ConfigError: not readable, not YAML, not a mapping, or a key stands twice (at any depth), with file and line.
@@ -329,33 +366,57 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except (OSError, UnicodeDecodeError) as failure:
         raise ConfigError([f"{path} cannot be read: {failure}"], "command") from None
     try:
-        node = yaml.compose(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return {}, {}
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError([f"{path}: holds no `key: value` lines at its top level"], "settings file")
+        problems = [f"{path}:{line}: {problem}" for line, problem in _wrong_keys(node)]
+        if problems:
+            raise ConfigError(problems, "settings file")
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge":
+                key.tag = _YAML_STR
+        lines = _key_lines(node)
+        return loader.construct_document(node), lines
     except yaml.YAMLError as failure:
         mark = getattr(failure, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError([f"{where}: not YAML: {getattr(failure, 'problem', failure)}"], "settings file") from None
-    if node is None:
-        return {}, {}
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError([f"{path}: holds no `key: value` lines at its top level"], "settings file")
-    repeated = list(_repeated_keys(node))
-    if repeated:
-        raise ConfigError([f"{path}:{line}: {key!r} stands twice" for key, line in repeated], "settings file")
-    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
-    return yaml.load(text, _Loader), lines
 
 
-def _repeated_keys(node: yaml.Node) -> Iterable[tuple[str, int]]:
+def _wrong_keys(node: yaml.Node) -> Iterable[tuple[int, str]]:
+    """Keys that stand twice, or are no text."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                yield line, "a key is a list or a mapping; put braces and brackets that are text in quotes"
+                continue
             if key.value in seen:
-                yield str(key.value), key.start_mark.line + 1
+                yield line, f"{key.value!r} stands twice"
             seen.add(key.value)
-            yield from _repeated_keys(value)
+            yield from _wrong_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _repeated_keys(item)
+            yield from _wrong_keys(item)
+
+
+def _key_lines(node: yaml.Node, prefix: str = "") -> dict[str, int]:
+    lines: dict[str, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":  # `<<: *base`: what is merged in is where it stands in the base
+                lines = {**_key_lines(value, prefix), **lines}
+            else:
+                lines[f"{prefix}{key.value}"] = key.start_mark.line + 1
+                lines.update(_key_lines(value, f"{prefix}{key.value}."))
+    elif isinstance(node, yaml.SequenceNode) and not prefix:
+        for item in node.value:  # `<<: [*one, *two]`
+            lines = {**_key_lines(item), **lines}
+    return lines
 
 
 @dataclass
@@ -375,16 +436,22 @@ def read_settings_file(path: Path, _chain: tuple[Path, ...] = ()) -> list[Source
     if path.resolve() in _chain:
         raise ConfigError([f"{path} extends itself, by way of {_chain[-1]}"], "settings file")
     values, lines = read_yaml(path)
+    shown = resources.display(path)
     sources = []
     if "extends" in values:
-        base = resources.find("recipes", str(values.pop("extends")), relative_to=path.parent)
+        try:
+            base = resources.find("recipes", str(values.pop("extends")), relative_to=path.parent)
+        except ConfigError as failure:
+            place = f"{shown}:{lines['extends']}: extends: "
+            raise ConfigError([place + problem for problem in failure.problems], "settings file") from None
         sources = read_settings_file(base, (*_chain, path.resolve()))
-    shown = resources.display(path)
+    origins = {key: f"{shown}:{lines[key]}" if key in lines else shown for key in values}
     text = path.read_text(encoding="utf-8").splitlines()
-    origins = {}
-    for key in values:
-        _, comment, origin = text[lines[key] - 1].rpartition(_ORIGIN_COMMENT)
-        origins[key] = origin if comment else f"{shown}:{lines[key]}"
+    if _RESOLVED_MARK in text[:2]:  # what an earlier run wrote: its values come from where it had them
+        for key in values:
+            _, comment, origin = text[lines[key] - 1].rpartition(_ORIGIN_COMMENT)
+            if comment:
+                origins[key] = origin
     return [*sources, Source(values, origins)]
 
 
@@ -420,15 +487,24 @@ def read_command_line(cls: type[StageConfig], words: list[str]) -> tuple[Source,
         elif not items and _is_bool(spec):
             values[key] = True
         elif not items:
-            problems.append(f"--{key} needs a value" if spec else unknown_key(cls, key, "command line"))
-        elif dot and spec is not None:
-            values.setdefault(key, {})[inner] = yaml_scalar(items[0])
-        elif len(items) == 1:
+            problems.append(f"--{key}{dot}{inner} needs a value" if spec else unknown_key(cls, key, "command line"))
+        elif spec is None:
             values[key] = items[0]
-        elif spec is not None and not _is_list(spec):
-            problems.append(f"--{key} takes one value, got {len(items)}: {' '.join(items)}")
+        elif len(items) > 1 and not _is_list(spec):
+            problems.append(f"--{key}{dot}{inner} takes one value, got {len(items)}: {' '.join(items)}")
+        elif dot and not _is_mapping(spec):
+            problems.append(f"--{key}.{inner}: {key} is {type_name(spec.type)}, and has no parts")
+        elif _is_mapping(spec):
+            try:
+                part = _nested(inner, yaml_scalar(items[0])) if dot else _convert_dict(items[0])
+            except ValueError as failure:
+                problems.append(f"command line: {key}: {items[0]!r} {failure}")
+                continue
+            values[key] = merged(values.get(key, {}), part)
+        elif _is_list(spec) and key in values:
+            problems.append(f"--{key} stands twice; write all its values after one --{key}")
         else:
-            values[key] = items
+            values[key] = items if len(items) > 1 else items[0]
     return Source(values, dict.fromkeys(values, "command line")), problems
 
 
@@ -437,15 +513,44 @@ def _is_bool(spec: FieldSpec | None) -> bool:
 
 
 def _is_list(spec: FieldSpec) -> bool:
+    return _is_made_of(spec, list)
+
+
+def _is_mapping(spec: FieldSpec) -> bool:
+    return _is_made_of(spec, dict)
+
+
+def _is_made_of(spec: FieldSpec, container: type) -> bool:
     kinds = (spec.type, *typing.get_args(spec.type))
-    return any(typing.get_origin(kind) is list for kind in kinds)
+    return any(typing.get_origin(kind) is container for kind in kinds)
+
+
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    """`a.b` and 1 to `{a: {b: 1}}`."""
+    for key in reversed(dotted.split(".")):
+        if not key:
+            raise ValueError("has no name before or after a dot")
+        value = {key: value}
+    return value
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Two mappings key by key, at every depth; the second wins."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
 
 
 def unknown_key(cls: type[StageConfig], key: str, where: str) -> str:
     """The sentence for a key that does not exist: its new name, the nearest name, or how to list them."""
     if key in cls.renamed:
         return f"{where}: {key!r} is gone: {cls.renamed[key]}"
-    near = difflib.get_close_matches(key, accepted(cls), n=1, cutoff=0.6)
+    if key in COMMAND_OPTIONS:
+        return f"{where}: {key!r} is no setting; give it on the command line: --{key}"
+    options = COMMAND_OPTIONS if where == "command line" else ()
+    near = difflib.get_close_matches(key, [*accepted(cls), *options], n=1, cutoff=0.6)
     return f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists the keys")
 
 
@@ -456,7 +561,7 @@ def unknown_key(cls: type[StageConfig], key: str, where: str) -> str:
 def resolve(cls: type[ConfigT], sources: list[Source], problems: list[str] | None = None) -> Resolved[ConfigT]:
     """Merge sources, later ones winning, into checked settings.
 
-    Mappings given by several sources are merged key by key.
+    Mappings given by several sources are merged key by key, at every depth.
 
     Raises:
         ConfigError: with every problem: unknown keys, wrong types, missing settings, values that do not fit together.
@@ -478,7 +583,7 @@ def resolve(cls: type[ConfigT], sources: list[Source], problems: list[str] | Non
                 problems.append(f"{where}: {key}: {raw!r} {failure}")
                 continue
             if isinstance(value, dict) and isinstance(values.get(key), dict):
-                value = {**values[key], **value}
+                value = merged(values[key], value)
             values[key], origins[key] = value, where
     fields = fields_of(cls)
     for spec in fields.values():
@@ -518,6 +623,9 @@ def _take_config(words: list[str]) -> tuple[str | None, list[str]]:
     position = 0
     while position < len(words):
         word = words[position]
+        is_config = word == "--config" or word.startswith("--config=")
+        if is_config and file is not None:
+            raise ConfigError(["--config stands twice; a settings file can build on another with `extends:`"], "command")
         if word.startswith("--config="):
             file = word.partition("=")[2]
         elif word == "--config":
@@ -534,11 +642,18 @@ def _take_config(words: list[str]) -> tuple[str | None, list[str]]:
 def help_text(cls: type[StageConfig]) -> str:
     """The settings with their types, defaults, meanings and units."""
     blocks = []
-    inherited = {name for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for name in fields_of(base)}
+    inherited = {name for base in cls.__mro__[1:] if issubclass(base, StageConfig) for name in fields_of(base)}
     specs = [spec for spec in fields_of(cls).values() if spec.name != cls.passed_on]
     for spec in sorted(specs, key=lambda spec: spec.name in inherited):  # what is the stage's own comes first
         default = "required" if spec.required else f"default {_shown(spec.default)}"
-        doc = textwrap.fill(spec.doc, width=100, initial_indent="      ", subsequent_indent="      ")
+        doc = textwrap.fill(
+            spec.doc,
+            width=100,
+            initial_indent="      ",
+            subsequent_indent="      ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
         blocks.append(f"  --{spec.name}  ({type_name(spec.type)}; {default})\n{doc}")
     text = "\n".join(blocks)
     further = [name for name in cls.further_settings() if name not in fields_of(cls)]

@@ -116,7 +116,7 @@ def run_from_command_line(name: str, words: list[str], run_with_layout: Any = No
         artefact = run_with_layout(stage, resolved, output, options["accelerate_config"], force)
     else:
         artefact = run_stage(stage, resolved, output, force=force, layout=options.get("layout"))
-    if rank()[0] == 0:
+    if rank()[0] == 0 and not options.get("layout"):  # else the process that launched this one says it
         print(finished_line(stage, artefact))
     return 0
 
@@ -135,6 +135,7 @@ def _take_options(words: list[str], valued: tuple[str, ...], flags: tuple[str, .
     position = 0
     while position < len(words):
         key, sign, value = words[position].removeprefix("--").partition("=")
+        key = key.replace("-", "_")
         is_option = words[position].startswith("--")
         position += 1
         if is_option and key in flags and not sign:

@@ -563,9 +563,8 @@ class DatasetReader:
             try:
                 values = next(rows, None)
             except Exception as failure:
-                raise DataError(
-                    f"{self.describe()} cannot be read at row {number}: {_first_line(failure)}"
-                ) from failure
+                where = f"{self.describe()} cannot be read at row {number}"
+                raise DataError(f"{where}: {_first_line(failure)}") from failure
             if values is None:
                 return
             if self._column not in values:

@@ -49,7 +49,7 @@ def scores(confusion: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
     """All metrics of matrices of shape [..., K, K].
 
     Returns:
-        (metric, average) to values of shape [...]; the average is `class` for values of shape [..., K], and empty for accuracy.
+        (metric, average) to values of shape [...]; the average is `class` for values of shape [..., K], empty for accuracy.
     """
     confusion = np.asarray(confusion, dtype=np.float64)
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
@@ -147,7 +147,7 @@ def compare_accuracy(right: np.ndarray, baseline_right: np.ndarray, baseline: st
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [tail, 1 - tail])
     p_value = float(stats.binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
     points = f"{abs(difference) * 100:.1f} points ({low * 100:+.1f} to {high * 100:+.1f}, p = {p_value:.2g}, n = {n})"
-    if p_value >= 1 - LEVEL:
+    if p_value >= 1 - LEVEL or low <= 0 <= high:  # test and interval must agree before anything is claimed
         sentence = f"No clear difference from {baseline}: {'+' if difference >= 0 else '-'}{points}."
     else:
         sentence = f"{'Better' if difference > 0 else 'Worse'} than {baseline} by {points}."

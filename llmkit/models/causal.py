@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmkit.errors import ConfigError
 
@@ -35,8 +38,8 @@ def causal_config(
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError([f"model_type: transformers knows no causal language model {model_type!r}{hint}"])
     config_class = CONFIG_MAPPING[model_type]
-    known = config_class().to_dict()
-    known.update(dict.fromkeys(config_class.attribute_map))
+    own_names = config_class().to_dict()
+    known = {*own_names, *config_class.attribute_map, *_read_undeclared(config_class)}
     problems = []
     for key in overrides:
         if key not in known:
@@ -50,18 +53,29 @@ def causal_config(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        **{name: block_size for name in _CONTEXT_NAMES if name in known},
-        **overrides,
+        **{name: block_size for name in _CONTEXT_NAMES if name in own_names},
+        **{config_class.attribute_map.get(name, name): value for name, value in overrides.items()},
     }
     try:
         config = config_class(**values)
     except Exception as failure:
         raise ConfigError([f"config_overrides: {config_class.__name__} refuses them: {failure}"]) from failure
-    _check(config, tokenizer, block_size)
+    check_config(config, tokenizer, block_size)
     return config
 
 
-def _check(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, block_size: int) -> None:
+def _read_undeclared(config_class: type[PretrainedConfig]) -> set[str]:
+    """Fields that a model reads though its config class does not declare them, such as `head_dim` of Qwen3-MoE."""
+    source = inspect.getsource(sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[config_class].__module__])
+    return set(re.findall(r'getattr\(\s*(?:self\.)?config,\s*"(\w+)"', source))
+
+
+def check_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, block_size: int) -> None:
+    """Refuse a config that cannot train on samples of `block_size` tokens of this tokenizer.
+
+    Raises:
+        ConfigError: naming all that is wrong.
+    """
     problems = []
     if config.vocab_size < len(tokenizer):
         problems.append(f"vocab_size: the model has {config.vocab_size}, the tokenizer needs {len(tokenizer)}")
@@ -69,6 +83,10 @@ def _check(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, block_s
         context = getattr(config, name, None)
         if isinstance(context, int) and context < block_size:
             problems.append(f"block_size: {block_size} is more than the model's {name} of {context}")
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value < 1:
+            problems.append(f"config_overrides: {name} is {value}, must be at least 1")
     heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
     own_head_width = getattr(config, "head_dim", None)
     if heads and width and not own_head_width and width % heads:
@@ -92,7 +110,7 @@ def new_causal_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)
         try:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        except (ValueError, RuntimeError, AssertionError, TypeError) as failure:
+        except Exception as failure:
             raise ConfigError([f"config_overrides: {type(config).__name__} gives no model: {failure}"]) from failure
     return model
 

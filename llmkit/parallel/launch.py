@@ -15,7 +15,7 @@ from llmkit import resources
 from llmkit.config import Resolved, read_yaml
 from llmkit.errors import LLMKitError, StageFailed
 from llmkit.pipeline.artefact import Artefact
-from llmkit.pipeline.stage import Stage, failure_message
+from llmkit.pipeline.stage import Stage, failure_message, forget_failure, writing
 
 
 def has_gpu() -> bool:
@@ -34,8 +34,8 @@ def launch_words(layout: str) -> list[str]:
     words = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(path)]
     if "num_processes" not in settings:
         words += ["--num_processes", str(_gpu_count() if has_gpu() else 2)]
-    if not has_gpu() and settings.get("distributed_type") != "DEEPSPEED":
-        words += ["--cpu"]
+    # No `--cpu` on a machine without a GPU: with it accelerate starts one process, whatever the layout says. The ranks find
+    # by themselves that there is no GPU, and talk over gloo.
     return words
 
 
@@ -60,8 +60,10 @@ def launch_stage(stage: Stage, resolved: Resolved[Any], output: Path, layout: st
         StageFailed: it ended with any other error, which it has printed itself.
     """
     settings = output.with_name(f"{output.name}.yaml")
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(resolved.to_yaml(f"Settings of `llmkit {stage.name}`, resolved"), encoding="utf-8")
+    with writing(settings.parent, stage.name):
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(resolved.to_yaml(f"Settings of `llmkit {stage.name}`, resolved"), encoding="utf-8")
+        forget_failure(output)
     recipe = resources.shipped("recipes") / f"{stage.name}.py"
     words = [*launch_words(layout), str(recipe), "--config", str(settings), "--output_dir", str(output), "--layout", layout]
     status = _run_forwarding_signals([*words, *(["--force"] if force else [])])

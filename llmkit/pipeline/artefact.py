@@ -6,6 +6,7 @@ directory is renamed. What has no manifest does not exist, so a kill at any inst
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,7 +14,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SETTINGS = "llmkit.yaml"
 LEDGER = "metrics.jsonl"
+
+_JUST_NOW = 2_000_000_000  # nanoseconds; the coarsest clock of a common file system has steps of 2 s
 
 # Files that tell how a result came about. They hold times and origins, so two identical results differ in them.
 _RECORDS = {SETTINGS, LEDGER}
@@ -106,10 +111,15 @@ class Artefact:
             return None
         except OSError as failure:
             raise ArtefactError(f"{path} cannot be read: {failure.strerror}") from None
+        except UnicodeDecodeError:
+            text = ""
         try:
             return cls(directory, Manifest.from_json(text))
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise ArtefactError(f"{path} is not a manifest of llmkit (schema {SCHEMA_VERSION}); was it edited?") from None
+            raise ArtefactError(
+                f"{path} is not a manifest of llmkit (schema {SCHEMA_VERSION}); was it edited? "
+                f"If nothing in {directory} is needed, delete it"
+            ) from None
 
     @classmethod
     def open(cls, directory: str | Path, stage: str) -> Artefact:
@@ -121,7 +131,9 @@ class Artefact:
         directory = Path(directory)
         artefact = cls.peek(directory)
         if artefact is None:
-            raise ArtefactError(f"{directory} holds no finished result of llmkit (no {MANIFEST}); make it with `llmkit {stage}`")
+            raise ArtefactError(
+                f"{directory} holds no finished result of llmkit (no {MANIFEST}); make it with `llmkit {stage}`"
+            )
         if artefact.manifest.stage != stage:
             raise ArtefactError(f"{directory} is a result of {artefact.manifest.stage!r}; a result of {stage!r} is needed")
         damaged = artefact.damaged()
@@ -166,7 +178,9 @@ def enclosing(path: Path) -> Artefact | None:
 
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256_blocks(file)
+        if sys.version_info >= (3, 11):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _sha256_blocks(file)
 
 
 def _sha256_blocks(file: Any) -> str:
@@ -178,7 +192,10 @@ def _sha256_blocks(file: Any) -> str:
 
 @dataclass
 class FileHashes:
-    """sha256 of raw files, remembered by path, size and modification time, so that a check of freshness is instant."""
+    """sha256 of raw files, remembered by path, size, times and inode, so that a check of freshness is instant.
+
+    A file that was written just now is hashed again each time: another write may leave all of these as they are.
+    """
 
     cache: Path
     _known: dict[str, list[Any]] = field(default_factory=dict)
@@ -186,21 +203,25 @@ class FileHashes:
 
     def __post_init__(self) -> None:
         try:
-            self._known = json.loads(self.cache.read_text(encoding="utf-8"))
+            known = json.loads(self.cache.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self._known = {}
+            known = None
+        self._known = known if isinstance(known, dict) else {}
 
     def record(self, path: Path) -> FileRecord:
         try:
             status = path.stat()
-            key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
+            key = str(path.resolve())
+            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
             known = self._known.get(key)
-            if known is None or known[:2] != stamp:
-                self._known[key] = known = [*stamp, sha256_of(path)]
-                self._changed = True
+            if known is None or known[:-1] != stamp:
+                known = [*stamp, sha256_of(path)]
+                if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _JUST_NOW:
+                    self._known[key] = known
+                    self._changed = True
         except OSError as failure:
             raise DataError(f"{path} cannot be read: {failure.strerror}") from None
-        return FileRecord(str(path), status.st_size, known[2])
+        return FileRecord(str(path), status.st_size, known[-1])
 
     def save(self) -> None:
         """Keep what was learned; where that is not possible it is learned again next time."""
@@ -241,10 +262,8 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     hardware: dict[str, Any] = {"machine": platform.machine(), "cpu": _cpu_name(), "cpu_cores": os.cpu_count()}
-    try:
+    with contextlib.suppress(ValueError, OSError, AttributeError):
         hardware["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        pass
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         hardware["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -261,8 +280,11 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
+@cache
 def _git_commit() -> str | None:
-    """The commit of the llmkit checkout, with `-dirty` where files differ from it; None for an installed wheel."""
+    """The commit of the llmkit checkout, with `-dirty` where files differ from it, when this process first asked; None for a
+    wheel.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -5,6 +5,7 @@ The lock is `flock` on the directory itself, so a killed process leaves nothing 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -21,13 +22,15 @@ from llmkit.errors import LockedError
 
 HOLDER = ".holder.json"
 
+_PATIENCE = 0.2  # seconds; `is_held` holds a directory for an instant, which must not refuse anyone
+
 
 def holder_of(directory: Path) -> str:
     """Who holds a directory, in words."""
     try:
         holder = json.loads((directory / HOLDER).read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']} (`{holder['command']}`)"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 
@@ -73,12 +76,14 @@ def hold(directory: Path, *, wait: bool = False, say: Callable[[str], None] = pr
     finally:
         # The directory may have been renamed meanwhile (that is how a stage commits); its new place is not ours to touch.
         if _is_same(handle, directory):
-            (directory / HOLDER).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (directory / HOLDER).unlink(missing_ok=True)
         os.close(handle)
 
 
 def _acquire(directory: Path, wait: bool, say: Callable[[str], None]) -> int:
     told = False
+    deadline = time.monotonic() + _PATIENCE
     while True:
         directory.mkdir(parents=True, exist_ok=True)
         try:
@@ -89,6 +94,9 @@ def _acquire(directory: Path, wait: bool, say: Callable[[str], None]) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
+            if time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
             if not wait:
                 raise LockedError(f"{directory} is in use by {holder_of(directory)}; wait for it or stop it") from None
             if not told:

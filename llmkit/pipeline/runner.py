@@ -17,10 +17,10 @@ from typing import Any
 
 from llmkit import resources
 from llmkit.config import Resolved, Source, StageConfig, read_command_line, read_settings_file, read_yaml, resolve
-from llmkit.errors import ConfigError, PipelineError
+from llmkit.errors import ConfigError, LLMKitError, PipelineError
 from llmkit.pipeline import lock
 from llmkit.pipeline.artefact import Artefact, FileHashes, write_synced
-from llmkit.pipeline.stage import Identity, Stage, identify, is_fresh, run_stage
+from llmkit.pipeline.stage import Identity, Stage, changed_settings, identify, is_fresh, run_stage, writing
 from llmkit.resources import display
 
 LAST_RUN = "last-run.json"
@@ -107,7 +107,7 @@ def load(name: str, registry: Mapping[str, Stage], settings: list[str] | None = 
         ConfigError, PipelineError: with every problem found, settings of all steps included.
     """
     path = resources.find("pipelines", name)
-    content, _ = read_yaml(path)
+    content, lines = read_yaml(path)
     where = f"pipeline {resources.display(path)}"
     problems = [f"unknown key {key!r}" for key in content if key not in ("description", "stages")]
     entries = content.get("stages")
@@ -115,24 +115,35 @@ def load(name: str, registry: Mapping[str, Stage], settings: list[str] | None = 
         raise ConfigError([*problems, "holds no `stages:`"], where)
     steps = {}
     for step_name, entry in entries.items():
-        step = _read_step(str(step_name), entry or {}, registry, list(entries), path, problems)
+        origins = _Origins(resources.display(path), lines, f"stages.{step_name}")
+        step = _read_step(str(step_name), {} if entry is None else entry, registry, list(entries), path, origins, problems)
         if step is not None:
             steps[step.name] = step
     for item in settings or []:
         _apply_setting(item, steps, problems)
     problems += _misjoined(steps)
-    if problems:
-        raise ConfigError(problems, where)
-    pipeline = Pipeline(path.stem, path, str(content.get("description", "")), _in_order(list(steps.values())))
-    for step in pipeline.steps:
-        stand_ins = Source(dict.fromkeys(step.inputs, "."), {})
+    for step in steps.values():
+        stand_ins = Source(dict.fromkeys(step.stage.ports().keys() & step.inputs.keys(), "."), {})
         try:
             resolve(step.stage.config_class, [*step.sources, stand_ins])
         except ConfigError as failure:
             problems += [f"{step.name}: {problem}" for problem in failure.problems]
     if problems:
         raise ConfigError(problems, where)
-    return pipeline
+    return Pipeline(path.stem, path, str(content.get("description", "")), _in_order(list(steps.values())))
+
+
+@dataclass(frozen=True)
+class _Origins:
+    """Where the lines of one step stand in the pipeline's file."""
+
+    file: str
+    lines: dict[str, int]
+    prefix: str
+
+    def of(self, key: str) -> str:
+        line = self.lines.get(f"{self.prefix}.{key}")
+        return f"{self.file}:{line}" if line else self.file
 
 
 def _misjoined(steps: dict[str, Step]) -> list[str]:
@@ -143,19 +154,30 @@ def _misjoined(steps: dict[str, Step]) -> list[str]:
             source = steps.get(step.inputs.get(port, ""))
             if source is not None and spec.made_by and source.stage.name not in spec.made_by:
                 wanted = " or ".join(spec.made_by)
-                wrong.append(f"{step.name}: its input {port!r} is a result of {wanted}, {source.name!r} is {source.stage.name}")
+                wrong.append(
+                    f"{step.name}: its input {port!r} is a result of {wanted}, {source.name!r} is {source.stage.name}"
+                )
     return wrong
 
 
 def _read_step(
-    name: str, entry: Any, registry: Mapping[str, Stage], names: list[str], path: Path, problems: list[str]
+    name: str,
+    entry: Any,
+    registry: Mapping[str, Stage],
+    names: list[str],
+    path: Path,
+    origins: _Origins,
+    problems: list[str],
 ) -> Step | None:
     if not isinstance(entry, dict):
         problems.append(f"{name}: holds no `key: value` lines")
         return None
     for key in entry:
         if key not in _STEP_KEYS:
-            problems.append(f"{name}: unknown key {key!r}; {_nearest(str(key), list(_STEP_KEYS))}")
+            problems.append(f"{origins.of(key)}: {name}: unknown key {key!r}; {_nearest(str(key), list(_STEP_KEYS))}")
+    if not isinstance(entry.get("inputs") or {}, dict):
+        problems.append(f"{origins.of('inputs')}: {name}: write `inputs: {{setting: stage}}`")
+        return None
     kind = str(entry.get("stage", name))
     stage = registry.get(kind)
     if stage is None:
@@ -169,21 +191,27 @@ def _read_step(
         if source not in names:
             problems.append(f"{name}: its input {port!r} comes from {source!r}, which is not a stage of this pipeline")
     try:
-        sources = _step_sources(name, entry.get("config") or {}, path)
+        sources = _step_sources(entry.get("config") or {}, path, origins)
     except ConfigError as failure:
         problems += [f"{name}: {problem}" for problem in failure.problems]
         return None
     return Step(name, stage, inputs, str(entry.get("accelerate_config", _DEFAULT_LAYOUT)), sources)
 
 
-def _step_sources(name: str, config: Any, path: Path) -> list[Source]:
+def _step_sources(config: Any, path: Path, origins: _Origins) -> list[Source]:
     if isinstance(config, str):
         config = {"extends": config}
+    if not isinstance(config, dict):
+        raise ConfigError([f"{origins.of('config')}: config is neither settings nor the name of a settings file"])
     values = dict(config)
     base: list[Source] = []
     if "extends" in values:
-        base = read_settings_file(resources.find("recipes", str(values.pop("extends")), relative_to=path.parent))
-    return [*base, Source(values, dict.fromkeys(values, f"{resources.display(path)} ({name})"))]
+        try:
+            file = resources.find("recipes", str(values.pop("extends")), relative_to=path.parent)
+        except ConfigError as failure:
+            raise ConfigError([f"{origins.of('config')}: {problem}" for problem in failure.problems]) from None
+        base = read_settings_file(file)
+    return [*base, Source(values, {key: origins.of(f"config.{key}") for key in values})]
 
 
 def _apply_setting(item: str, steps: dict[str, Step], problems: list[str]) -> None:
@@ -198,6 +226,9 @@ def _apply_setting(item: str, steps: dict[str, Step], problems: list[str]) -> No
     else:
         source, wrong = read_command_line(steps[name].stage.config_class, [f"--{key}={value}"])
         source.origins = dict.fromkeys(source.values, f"--set {target}")
+        for port in source.values.keys() & steps[name].inputs.keys():
+            made_by = steps[name].inputs[port]
+            wrong.append(f"--set {item}: {port} is what stage {made_by!r} makes; another one needs another pipeline")
         steps[name].sources.append(source)
         problems += wrong
 
@@ -210,11 +241,21 @@ def _in_order(steps: list[Step]) -> list[Step]:
         done = {step.name for step in ordered}
         ready = next((step for step in waiting if done.issuperset(step.inputs.values())), None)
         if ready is None:
-            circle = " -> ".join([*(step.name for step in waiting), waiting[0].name])
+            circle = " -> ".join(_circle({step.name: step for step in waiting}))
             raise PipelineError(f"these stages need each other in a circle, so none can run first: {circle}")
         waiting.remove(ready)
         ordered.append(ready)
     return ordered
+
+
+def _circle(waiting: dict[str, Step]) -> list[str]:
+    """A way from a step back to itself, in the order in which data would flow."""
+    walked = [next(iter(waiting))]
+    while True:
+        needed = next(source for source in waiting[walked[-1]].inputs.values() if source in waiting)
+        if needed in walked:
+            return [needed, *reversed(walked[walked.index(needed) :])]
+        walked.append(needed)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -244,21 +285,20 @@ def _plan_step(step: Step, directory: Path, plans: dict[str, Plan], hashes: File
     existing = Artefact.peek(output)
     changed = [plan.step.name for plan in before.values() if not plan.fresh]
     if changed:
-        return Plan(step, resolved, identity, output, False, f"made from {', '.join(changed)}, which will be made again")
+        return Plan(step, resolved, identity, output, False, f"after {', '.join(changed)}")
     if is_fresh(existing, identity):
         return Plan(step, resolved, identity, output, True, "fresh")
-    return Plan(step, resolved, identity, output, False, _why_stale(existing, directory / step.name, resolved))
+    return Plan(step, resolved, identity, output, False, _why_stale(step, existing, directory / step.name, resolved))
 
 
-def _why_stale(existing: Artefact | None, link: Path, resolved: Resolved[Any]) -> str:
+def _why_stale(step: Step, existing: Artefact | None, link: Path, resolved: Resolved[Any]) -> str:
     if existing is not None:
         damaged = existing.damaged()
         return damaged[0] if damaged else "its input was made again"
     with_other_settings = Artefact.peek(link)
     if with_other_settings is None:
         return "not made yet"
-    old, new = with_other_settings.manifest.config, resolved.as_dict()
-    differing = [key for key, value in new.items() if old.get(key) != value]
+    differing = changed_settings(step.stage, with_other_settings.manifest.config, resolved.as_dict())
     return f"changed: {', '.join(differing)}" if differing else "changed: its input files or the code"
 
 
@@ -303,7 +343,7 @@ def run(
                 verdict = "would run (forced)" if forced else "fresh" if plan.fresh else f"would run ({plan.reason})"
                 say(f"{plan.step.name:12} {verdict}")
         return {}
-    with lock.hold(directory, wait=wait, say=say):
+    with writing(directory, f"pipeline {pipeline.name}"), lock.hold(directory, wait=wait, say=say):
         if invocation is not None:
             write_synced(directory / LAST_RUN, json.dumps(invocation, indent=1))
         return _run_steps(pipeline, directory, launcher, wanted, again, say)
@@ -316,6 +356,7 @@ def _run_steps(
     plans: dict[str, Plan] = {}
     artefacts: dict[str, Artefact] = {}
     steps = [step for step in pipeline.steps if step.name in wanted]
+    ran = 0
     for number, step in enumerate(steps, start=1):
         plan = _plan_step(step, directory, plans, hashes)
         hashes.save()
@@ -334,9 +375,12 @@ def _run_steps(
                 artefact = run_stage(step.stage, plan.resolved, plan.output, force=forced, wait=True)
             say(f"{head}: done in {artefact.manifest.seconds:.1f} s")
             plan = Plan(step, plan.resolved, plan.identity, plan.output, True, "fresh")
+            ran += 1
         plans[step.name] = plan
         artefacts[step.name] = artefact
         _link(directory / step.name, plan.output)
+    if not ran:
+        say(f"nothing to do: all {len(steps)} stages are fresh")
     return artefacts
 
 
@@ -347,6 +391,7 @@ def _link(link: Path, target: Path) -> None:
     with contextlib.suppress(OSError):
         if link.is_symlink() and os.readlink(link) == relative:
             return
+        aside.unlink(missing_ok=True)
         aside.symlink_to(relative, target_is_directory=True)
         os.replace(aside, link)
 
@@ -365,8 +410,13 @@ def status(runs: Path, registry: Mapping[str, Stage], say: Say = print) -> None:
         directory = record.parent
         running = f"; running: {lock.holder_of(directory)}" if lock.is_held(directory) else ""
         say(f"{directory}{running}")
-        pipeline = load(invocation["pipeline"], registry, invocation["settings"])
-        for plan in make_plan(pipeline, directory):
+        try:
+            pipeline = load(invocation["pipeline"], registry, invocation["settings"])
+            plans = make_plan(pipeline, directory)
+        except LLMKitError as failure:  # of one pipeline; the others are shown all the same
+            say(f"  cannot be told: {failure}")
+            continue
+        for plan in plans:
             artefact = Artefact.peek(plan.output)
             partial = plan.output.with_name(plan.output.name + ".partial")
             if plan.fresh and artefact is not None:
@@ -374,7 +424,11 @@ def status(runs: Path, registry: Mapping[str, Stage], say: Say = print) -> None:
             elif partial.is_dir() and lock.is_held(partial):
                 state = f"running  {lock.holder_of(partial)}"
             elif partial.is_dir():
-                state = "begun    the next run goes on with it" if plan.step.stage.launched else "begun    the next run makes it anew"
+                state = (
+                    "begun    the next run goes on with it"
+                    if plan.step.stage.launched
+                    else "begun    the next run makes it anew"
+                )
             else:
                 state = f"stale    {plan.reason}"
             say(f"  {plan.step.name:12} {state}")

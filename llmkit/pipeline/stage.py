@@ -11,14 +11,14 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmkit.config import FieldSpec, Resolved, StageConfig, fields_of, flat
+from llmkit.config import FieldSpec, Resolved, StageConfig, accepted, fields_of, flat
 from llmkit.errors import ArtefactError, DataError, LLMKitError
 from llmkit.pipeline import lock
 from llmkit.pipeline.artefact import (
@@ -40,7 +40,7 @@ from llmkit.resources import display
 _ATTEMPT = ".attempt.json"
 _FAILURE = ".failure.json"
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENAMETOOLONG}
 _FULL_BELOW = 1 << 20  # bytes free; torch reports a full disk as a RuntimeError that does not say so
 
 
@@ -178,9 +178,7 @@ def is_fresh(existing: Artefact | None, identity: Identity) -> bool:
     if existing is None or existing.manifest.fingerprint != identity.fingerprint or existing.damaged():
         return False
     recorded = existing.manifest.inputs
-    return all(
-        port not in recorded or recorded[port].digest == record.digest for port, record in identity.inputs.items()
-    )
+    return all(port not in recorded or recorded[port].digest == record.digest for port, record in identity.inputs.items())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -232,28 +230,54 @@ def run_stage(
         _load(stage.function)(resolved.config, Workspace(partial, is_main=False, say=say))
         _barrier()
         return Artefact(output, Manifest.from_json((output / MANIFEST).read_text(encoding="utf-8")))
+    with writing(partial, stage.name), lock.hold(partial, wait=wait, say=say):
+        existing = Artefact.peek(output)  # another process may have finished it while we waited
+        if existing is not None and not force and is_fresh(existing, identity):
+            shutil.rmtree(partial, ignore_errors=True)
+            return existing
+        if ranks == 1 and not force and _is_finished(partial, identity):
+            say(f"{stage.name}: an earlier run had finished all but the last step: {display(output)}")
+            publish(partial, output)
+            return Artefact(output, Manifest.from_json((output / MANIFEST).read_text(encoding="utf-8")))
+        _prepare(partial, identity, keep=stage.launched)
+        return _run_main(stage, resolved, output, partial, identity, layout, distributed=ranks > 1)
+
+
+@contextlib.contextmanager
+def writing(directory: Path, who: str) -> Iterator[None]:
+    """Turn what a disk refuses (full, read-only, not permitted) while `directory` is written into a user's error.
+
+    Raises:
+        ArtefactError: names the directory and the cause.
+    """
     try:
-        with lock.hold(partial, wait=wait, say=say):
-            existing = Artefact.peek(output)  # another process may have finished it while we waited
-            if existing is not None and not force and is_fresh(existing, identity):
-                shutil.rmtree(partial, ignore_errors=True)
-                return existing
-            _prepare(partial, identity, keep=stage.launched)
-            return _run_main(stage, resolved, output, partial, identity, layout, distributed=ranks > 1)
+        yield
     except Exception as failure:
-        cause = _cannot_write(failure, partial)
+        cause = _cannot_write(failure, directory)
         if cause is None:
             raise
         raise ArtefactError(
-            f"{stage.name}: cannot write {display(partial)}: {cause}. "
+            f"{who}: cannot write {display(directory)}: {cause}. "
             f"Nothing that was finished is lost; mend it and run the same command again"
         ) from failure
+
+
+def _is_finished(partial: Path, identity: Identity) -> bool:
+    """Whether an earlier attempt was killed after its manifest was written and before its directory was renamed."""
+    try:
+        artefact = Artefact.peek(partial)
+    except ArtefactError:
+        return False
+    return artefact is not None and is_fresh(artefact, identity) and not artefact.damaged(hashes=True)
 
 
 def _cannot_write(failure: Exception, directory: Path) -> str | None:
     """Why the disk refused, if that is what happened. Some libraries say it only in the words of their own errors."""
     if isinstance(failure, OSError) and failure.errno in _DISK_ERRORS:
         return os.strerror(failure.errno)
+    in_the_way = next((place for place in (directory, *directory.parents) if place.is_file()), None)
+    if isinstance(failure, OSError) and failure.errno in (errno.EEXIST, errno.ENOTDIR) and in_the_way:
+        return f"{in_the_way} is a file"
     if not isinstance(failure, LLMKitError) and "No space left on device" in str(failure):
         return os.strerror(errno.ENOSPC)
     place = next(parent for parent in (directory, *directory.parents) if parent.exists())
@@ -300,7 +324,7 @@ def _check_output(stage: Stage, output: Path, identity: Identity, force: bool) -
             raise ArtefactError(f"--output_dir {output} holds files that llmkit did not write; name another directory")
         return None
     if not force and existing.manifest.fingerprint != identity.fingerprint:
-        differing = "another stage" if existing.manifest.stage != stage.name else _differences(existing, identity)
+        differing = "its stage" if existing.manifest.stage != stage.name else _differences(stage, existing, identity)
         raise ArtefactError(
             f"--output_dir {output} holds a result that differs in {differing}; "
             f"name another directory, or replace it with --force"
@@ -308,10 +332,17 @@ def _check_output(stage: Stage, output: Path, identity: Identity, force: bool) -
     return existing
 
 
-def _differences(existing: Artefact, identity: Identity) -> str:
+def _differences(stage: Stage, existing: Artefact, identity: Identity) -> str:
     old, new = existing.manifest.config, identity.settings
-    names = [f"{key} ({old.get(key)} there, {value} now)" for key, value in new.items() if old.get(key) != value]
+    names = [f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in changed_settings(stage, old, new)]
     return ", ".join(names) or "its inputs"
+
+
+def changed_settings(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The settings that make two results of a stage differ; inputs and what cannot change the bytes are left out."""
+    specs = accepted(stage.config_class)
+    matter = [key for key, spec in specs.items() if spec.role == "setting" and spec.identity]
+    return [key for key in matter if old.get(key) != new.get(key)]
 
 
 def _prepare(partial: Path, identity: Identity, keep: bool) -> None:
@@ -321,7 +352,11 @@ def _prepare(partial: Path, identity: Identity, keep: bool) -> None:
         same = json.loads(attempt.read_text(encoding="utf-8"))["fingerprint"] == identity.fingerprint
     except (OSError, ValueError, KeyError):
         same = False
-    (partial / _FAILURE).unlink(missing_ok=True)
+    for name in (_FAILURE, MANIFEST):
+        (partial / name).unlink(missing_ok=True)
+    for name in (_ATTEMPT, _FAILURE, MANIFEST, SETTINGS):  # half a file of ours, which a kill left
+        for torn in partial.glob(f".{name}.*"):
+            torn.unlink()
     if not (same and keep):
         for item in partial.iterdir():
             if item.name == lock.HOLDER:
@@ -363,10 +398,10 @@ def _commit(
     layout: str | None,
     seconds: float,
 ) -> Artefact:
-    for name in (_ATTEMPT, _FAILURE):
-        (partial / name).unlink(missing_ok=True)
+    # The mark of the attempt goes last: until the manifest is there, a kill must find what is to be resumed.
+    ours = {partial / name for name in (_ATTEMPT, _FAILURE, lock.HOLDER)}
     files = []
-    for path in sorted(item for item in partial.rglob("*") if item.is_file() and item.name != lock.HOLDER):
+    for path in sorted(item for item in partial.rglob("*") if item.is_file() and item not in ours):
         sync(path)
         files.append(FileRecord(path.relative_to(partial).as_posix(), path.stat().st_size, sha256_of(path)))
     inputs = {
@@ -387,11 +422,10 @@ def _commit(
         files=files,
         metrics=metrics,
         environment=environment(),
-        command=shlex.join(["llmkit", stage.name, "--config", str(output / SETTINGS), "--output_dir", f"{output}-again", *launch]),
+        command=shlex.join(["llmkit", stage.name, "--config", str(output / SETTINGS), *launch]),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
     )
-    (partial / lock.HOLDER).unlink(missing_ok=True)
     write_synced(partial / MANIFEST, manifest.to_json())
     for directory in {path.parent for path in partial.rglob("*")}:
         sync(directory)
@@ -401,10 +435,13 @@ def _commit(
 
 def publish(partial: Path, output: Path) -> None:
     """Rename a finished partial directory to its place; what stood there goes only afterwards."""
+    for name in (_ATTEMPT, _FAILURE, lock.HOLDER):
+        (partial / name).unlink(missing_ok=True)
     if output.exists() and not any(output.iterdir()):
         output.rmdir()
-    aside = output.with_name(f"{output.name}.replaced-{os.getpid()}")
+    aside = output.with_name(f"{output.name}.replaced")
     if output.exists():
+        shutil.rmtree(aside, ignore_errors=True)  # of an earlier run that was killed
         os.replace(output, aside)
     os.replace(partial, output)
     sync(output.parent)
@@ -418,6 +455,11 @@ def failure_message(output: Path) -> str | None:
         return json.loads(path.read_text(encoding="utf-8"))["message"]
     except (OSError, ValueError, KeyError):
         return None
+
+
+def forget_failure(output: Path) -> None:
+    """Remove what an earlier attempt said, so that it is not taken for the words of the next one."""
+    (output.with_name(output.name + ".partial") / _FAILURE).unlink(missing_ok=True)
 
 
 def finished_line(stage: Stage, artefact: Artefact) -> str:

@@ -58,13 +58,25 @@ def read_table(path: str | Path) -> list[Row]:
         raise DataError(f"{path}: the format {path.suffix!r} is not known; known are {', '.join(_FORMATS)}")
     try:
         rows = list(reader(path))
-    except UnicodeDecodeError as failure:
-        raise DataError(f"{path} is not UTF-8 at byte {failure.start}; convert it, with `iconv -t utf-8` for example") from None
+    except UnicodeDecodeError:
+        place = f"{path}:{_first_line_not_utf8(path)}"
+        raise DataError(f"{place} is not UTF-8; convert the file, with `iconv -t utf-8` for example") from None
     except OSError as failure:
         raise DataError(f"{path} cannot be read: {failure}") from None
     if not rows:
         raise DataError(f"{path} holds no rows")
     return rows
+
+
+def _first_line_not_utf8(path: Path) -> int:
+    """The line; a text file's own error counts bytes from the start of some block of it."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                break
+    return number
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -79,10 +91,12 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 place = f"{path}:{reader.line_num}"
                 if None in values or None in values.values():
                     count = len(reader.fieldnames or [])
-                    raise DataError(f"{place} does not have the {count} columns of the first line: {', '.join(reader.fieldnames or [])}")
+                    raise DataError(
+                        f"{place} does not have the {count} columns of the first line: {', '.join(reader.fieldnames or [])}"
+                    )
                 yield Row(place, values)
         except csv.Error as failure:
-            raise DataError(f"{path}:{reader.line_num} is not CSV: {failure}") from None
+            raise DataError(f"{path}:{reader.line_num + 1} begins a row that is not CSV: {failure}") from None
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

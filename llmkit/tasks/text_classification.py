@@ -69,9 +69,10 @@ def label_names(train: list[Example]) -> list[str]:
     names = {example.label for example in train}
     if len(names) < 2:
         raise DataError(f"all {len(train)} training examples have the label {names.pop()!r}; a classifier needs at least two")
-    if all(name.lstrip("-").isdigit() for name in names):
-        return sorted(names, key=int)
-    return sorted(names)
+    try:
+        return sorted(names, key=lambda name: (int(name), name))  # `1` and `01` are two labels
+    except ValueError:
+        return sorted(names)
 
 
 def check_labels(data: list[Example], labels: list[str], split: str) -> None:
@@ -132,7 +133,7 @@ class Features:
     def __init__(self, data: list[Example], tokenizer: Any, labels: list[str], max_length: int):
         numbers = {name: index for index, name in enumerate(labels)}
         encoded = tokenizer([example.text for example in data], truncation=True, max_length=max_length)
-        self.items = [
+        self.items: list[dict[str, Any]] = [
             {
                 "input_ids": input_ids if input_ids else [tokenizer.pad_token_id],
                 "attention_mask": mask if mask else [1],
@@ -140,7 +141,10 @@ class Features:
             }
             for example, input_ids, mask in zip(data, encoded["input_ids"], encoded["attention_mask"], strict=True)
         ]
-        self.truncated = sum(len(item["input_ids"]) == max_length for item in self.items)
+        if encoded.encodings is None:  # not a fast tokenizer; one that just fits is counted too
+            self.truncated = sum(len(item["input_ids"]) == max_length for item in self.items)
+        else:
+            self.truncated = sum(bool(item.overflowing) for item in encoded.encodings)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -180,7 +184,7 @@ def load_model(name: str, labels: list[str], tokenizer: Any, seed: int, attn_imp
                 attn_implementation=attn_implementation,
                 ignore_mismatched_sizes=True,
             )
-        except (OSError, ValueError) as failure:
+        except (OSError, ValueError, ImportError) as failure:
             raise ConfigError([f"model_name_or_path: {name!r} gives no text classifier: {failure}"]) from failure
     model.config.pad_token_id = tokenizer.pad_token_id
     return model

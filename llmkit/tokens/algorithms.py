@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -38,9 +38,20 @@ def build_and_train(config: TokenizerConfig, texts: Iterable[str]) -> PreTrained
         special.insert(0, unknown)
     tokenizer, trainer = _build(config, special, unknown)
     counted = _Counted(texts)
-    tokenizer.train_from_iterator(counted, trainer=trainer)
+    too_small = (
+        f"vocab_size: {config.vocab_size} has no room for every character of the corpus, which {config.model} needs; "
+        f"raise it, or use `bpe`, which writes rare characters as bytes"
+    )
+    try:
+        tokenizer.train_from_iterator(counted, trainer=trainer)
+    except Exception as failure:  # what tokenizers raises has no class of its own
+        if "vocabulary is not large enough" not in str(failure):
+            raise
+        raise DataError(too_small) from failure
     if counted.characters == 0:
         raise DataError(f"corpus {config.corpus} has no text in its train split; a tokenizer has nothing to learn from")
+    if tokenizer.get_vocab_size() > config.vocab_size:  # WordPiece takes all characters, however many there are
+        raise DataError(too_small)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=AddedToken(config.eos_token, special=True),
@@ -55,7 +66,8 @@ def build_and_train(config: TokenizerConfig, texts: Iterable[str]) -> PreTrained
 
 
 def _build(config: TokenizerConfig, special: list[str], unknown: str | None) -> tuple[Tokenizer, trainers.Trainer]:
-    shared = {"vocab_size": config.vocab_size, "special_tokens": special, "show_progress": False}
+    trainer: trainers.Trainer
+    shared: dict[str, Any] = {"vocab_size": config.vocab_size, "special_tokens": special, "show_progress": False}
     if config.model == "bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -89,7 +101,7 @@ class _Counted:
         self.texts = texts
         self.characters = 0
 
-    def __iter__(self) -> Iterable[str]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[str]:
         for text in self.texts:
             self.characters += len(text)
             yield text

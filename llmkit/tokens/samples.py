@@ -21,9 +21,14 @@ class TokenBlocks(Dataset):
 
     def __init__(self, stream: TokenStream, block_size: int):
         self.stream, self.block_size, self.stride = stream, block_size, block_size - 1
+        self._blocks = max(0, -(-(len(stream) - 1) // self.stride))
+
+    def fill_up_to_multiple(self, samples: int) -> None:
+        """Add blocks without a target, so that batches come out even on all ranks and none has to repeat a sample."""
+        self._blocks = -(-self._blocks // samples) * samples
 
     def __len__(self) -> int:
-        return max(0, -(-(len(self.stream) - 1) // self.stride))
+        return self._blocks
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """One sample: `input_ids` and `labels`, each int64 of shape [block_size]; the model shifts the labels."""

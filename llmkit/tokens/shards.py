@@ -57,6 +57,8 @@ class Index:
     def load(cls, directory: Path) -> Index:
         try:
             values = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+            if values["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"its format_version is {values['format_version']}, this llmkit reads {FORMAT_VERSION}")
             splits = {name: [Shard(**shard) for shard in shards] for name, shards in values["splits"].items()}
             return cls(**{**values, "splits": splits})
         except (OSError, ValueError, KeyError, TypeError) as failure:

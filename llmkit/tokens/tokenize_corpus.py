@@ -48,7 +48,10 @@ def tokenize_corpus(config: TokenizeConfig, workspace: Workspace) -> dict[str, A
     from llmkit.tokens.shards import Index, ShardWriter, tokenizer_hash
 
     corpus = Artefact.open(config.corpus, "preprocess")
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    except (OSError, ValueError) as failure:
+        raise DataError(f"tokenizer: {config.tokenizer!r} holds none that can be loaded: {failure}") from failure
     if tokenizer.eos_token_id is None or not tokenizer.is_fast:
         raise DataError(f"tokenizer {config.tokenizer} must be a fast one with an EOS token, to end documents with")
     # `<|endoftext|>` in a text is six or so ordinary tokens: only we may end a document.

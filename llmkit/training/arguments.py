@@ -60,6 +60,10 @@ _OURS = {
 
 # Fields that change how a run goes or what it tells, and not what it computes.
 _WITHOUT_EFFECT = {
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
     "disable_tqdm",
     "log_level",
     "log_level_replica",
@@ -120,7 +124,7 @@ def _type(annotation: str) -> Any:
     known = [plain[word] for word in ("bool", "int", "float", "str") if word in words]
     if len(known) != len(words - {"None"}):
         return Any
-    kind = known[0]
+    kind: Any = known[0]
     for other in known[1:]:
         kind = kind | other
     return kind | None if optional else kind
@@ -178,9 +182,6 @@ class TrainingConfig(StageConfig):
 
     fp16: bool = option(False)
     """Mixed precision in float16 with loss scaling; needs a GPU."""
-
-    gradient_checkpointing: bool = option(False, identity=False)
-    """Recompute activations in the backward pass: less memory, about a third more time, the same result."""
 
     logging_steps: int = option(10, identity=False)
     """Steps between two entries of the training loss in metrics.jsonl."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from llmkit.errors import DataError
 from llmkit.models.causal import parameter_counts
-from llmkit.pipeline.artefact import LEDGER
 from llmkit.tasks import text_classification as task
 from llmkit.tasks.tables import REVIEWS, read_dataset, read_table
 from llmkit.training.card import settings_table, write_card
@@ -23,7 +23,7 @@ def load_examples(config: FinetuneConfig) -> tuple[list[task.Example], list[task
     """Training and validation examples.
 
     Raises:
-        DataError: see `tables.read_table` and `text_classification.examples`.
+        DataError: see `tables.read_table` and `text_classification.examples`; or there is too little to hold out.
     """
     held_out = None
     if config.train_file:
@@ -36,6 +36,11 @@ def load_examples(config: FinetuneConfig) -> tuple[list[task.Example], list[task
     train = task.examples(rows, config.text_column, config.label_column)
     if held_out is None:
         train, validation = task.hold_out(train, config.validation_fraction, config.seed)
+        if not validation:
+            raise DataError(
+                f"{len(train)} training examples, one of each label, leave none to hold out for validation; "
+                f"add examples, or give --validation_file"
+            )
     else:
         validation = task.examples(held_out, config.text_column, config.label_column)
     if config.max_train_samples is not None and config.max_train_samples < len(train):
@@ -70,7 +75,8 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
         f"{train_set.truncated} training texts cut at {max_length} tokens"
     )
     trainer = LLMKitTrainer(
-        ledger=directory / LEDGER,
+        workspace=workspace,
+        items="examples",
         model=model,
         args=arguments,
         train_dataset=cast(Any, train_set),
@@ -81,7 +87,7 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
     )
     checkpoint = last_checkpoint(directory)
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    measured = trainer.evaluate()
+    measured = trainer.final_evaluation()
     metrics = {
         **describe_run(trainer),
         "parameters": parameter_counts(model),

@@ -89,6 +89,10 @@ class FinetuneConfig(TrainingConfig):
             yield "validation_file: goes with train_file"
         if not 0 < self.validation_fraction < 1:
             yield f"validation_fraction: is {self.validation_fraction}, must lie between 0 and 1"
+        for name in ("max_length", "max_train_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}: is {value}, must be at least 1"
         if self.metric_for_best_model not in ("accuracy", "f1_macro", "loss"):
             yield f"metric_for_best_model: {self.metric_for_best_model!r} is not one of accuracy, f1_macro, loss"
 

@@ -65,7 +65,9 @@ def precision(config: TrainingConfig, layout_precision: str | None) -> dict[str,
     # accelerate says "no" both when a layout asks for float32 and when it says nothing, so "no" decides nothing.
     named = layout_precision if layout_precision in ("bf16", "fp16") else None
     if asked and named and asked != named:
-        raise ConfigError([f"bf16, fp16: the settings ask for {asked!r}, the accelerate config for {named!r}; set it in one place"])
+        raise ConfigError(
+            [f"bf16, fp16: the settings ask for {asked!r}, the accelerate config for {named!r}; set it in one place"]
+        )
     chosen = asked or named or ("bf16" if has_fast_bf16(cpu) else "no")
     if chosen == "fp16" and cpu:
         raise ConfigError(["fp16: float16 training needs a GPU; on a CPU use bf16"])

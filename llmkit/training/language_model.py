@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from llmkit.errors import ArtefactError, ConfigError, DataError
-from llmkit.models.causal import causal_config, new_causal_model, parameter_counts
-from llmkit.pipeline.artefact import LEDGER, Artefact
+from llmkit.models.causal import causal_config, check_config, new_causal_model, parameter_counts
+from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llmkit.training.pretrain import PretrainConfig
 
 _SEED_MODEL = "seed-model"
+_OF_THE_MOMENT = {"train_tokens_per_second", "threads"}
 
 
 def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:
@@ -40,8 +41,11 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     train_set, validation_set = _sample_sets(config, tokens)
     # Before the model: some layouts (ZeRO-3) change how transformers creates one.
     arguments = training_arguments(config, directory, eval_strategy="steps" if validation_set else "no")
+    if validation_set:
+        validation_set.fill_up_to_multiple(arguments.eval_batch_size * arguments.world_size)
     seed_model = _seed_model(config, workspace, tokenizer, arguments)
-    model = AutoModelForCausalLM.from_pretrained(seed_model, dtype="float32", attn_implementation=config.attn_implementation)
+    model = _load(config, seed_model)
+    check_config(model.config, tokenizer, config.block_size)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -51,7 +55,9 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     counts = parameter_counts(model)
     targets = _target_count(validation_set)
     trainer = LLMKitTrainer(
-        ledger=directory / LEDGER,
+        workspace=workspace,
+        items_per_sample=train_set.stride,
+        items="tokens",
         targets_per_sample=targets / len(validation_set) if validation_set else None,
         model=model,
         args=arguments,
@@ -61,8 +67,8 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     )
     checkpoint = last_checkpoint(directory)
     workspace.say(
-        f"{config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of {config.block_size} tokens; "
-        + (f"going on from {checkpoint.name}" if checkpoint else "starting")
+        f"{model.config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of "
+        f"{config.block_size} tokens; " + (f"going on from {checkpoint.name}" if checkpoint else "starting")
     )
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts}
@@ -74,7 +80,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     if checkpoint is None and runtime > 0:
         metrics["train_tokens_per_second"] = learned / runtime
     if validation_set:
-        loss = trainer.evaluate()["eval_loss"]
+        loss = trainer.final_evaluation()["eval_loss"]
         metrics["validation"] = {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
@@ -84,8 +90,16 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         workspace.say(f"validation loss {loss:.4f}, {metrics['validation']['bits_per_byte']:.4f} bits per byte")
     trainer.save_model(str(directory))
     if workspace.is_main:
-        _finish(config, directory, tokens, metrics)
+        _finish(model.config.model_type, directory, tokens, metrics)
     return metrics
+
+
+def _load(config: PretrainConfig, place: Path | str) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(place, dtype="float32", attn_implementation=config.attn_implementation)
+    except (OSError, ValueError, ImportError) as failure:
+        keys = "model_name_or_path, attn_implementation" if config.model_name_or_path else "attn_implementation"
+        raise ConfigError([f"{keys}: transformers gives no model: {failure}"]) from failure
 
 
 def _sample_sets(config: PretrainConfig, tokens: Artefact) -> tuple[TokenBlocks, TokenBlocks | None]:
@@ -134,7 +148,9 @@ def _check_same_tokenizer(config: PretrainConfig) -> None:
     try:
         file = hf_hub_download(config.model_name_or_path, "tokenizer.json")
     except Exception as failure:
-        raise ConfigError([f"model_name_or_path: {config.model_name_or_path!r} is no directory, and the hub: {failure}"]) from failure
+        raise ConfigError(
+            [f"model_name_or_path: {config.model_name_or_path!r} is no directory, and the hub: {failure}"]
+        ) from failure
     if tokenizer_hash(Path(file).parent) != TokenStream(Path(config.tokens), "train").index.tokenizer_sha256:
         raise ArtefactError(f"{config.tokens} was not written with the tokenizer of {config.model_name_or_path}")
 
@@ -144,21 +160,22 @@ def _last_train_loss(trainer: LLMKitTrainer) -> float | None:
     return losses[-1] if losses else None
 
 
-def _finish(config: PretrainConfig, directory: Path, tokens: Artefact, metrics: dict[str, Any]) -> None:
+def _finish(model_type: str, directory: Path, tokens: Artefact, metrics: dict[str, Any]) -> None:
     discard_checkpoints(directory)
     shutil.rmtree(directory / _SEED_MODEL, ignore_errors=True)
     (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in llmkit.yaml
-    facts = {key: value for key, value in metrics.items() if not isinstance(value, dict)}
+    # Times stay in the manifest: in the card they would give equal results different bytes.
+    facts = {key: value for key, value in metrics.items() if not isinstance(value, dict) and key not in _OF_THE_MOMENT}
     sections = {
-        "What it is": f"A causal language model (`{config.model_type}`, {metrics['parameters']['total']:,} parameters) pretrained "
-        f"with llmkit on {tokens.manifest.metrics['train']['tokens']:,} tokens.",
+        "What it is": f"A causal language model (`{model_type}`, {metrics['parameters']['total']:,} parameters) "
+        f"pretrained with llmkit on {tokens.manifest.metrics['train']['tokens']:,} tokens.",
         "How to use it": "```python\nfrom transformers import pipeline\n\n"
         'generate = pipeline("text-generation", model="PATH_OF_THIS_DIRECTORY")\n'
         'print(generate("Return the", max_new_tokens=40)[0]["generated_text"])\n```',
         "Training": settings_table(facts),
         "Validation": settings_table(metrics["validation"]) if "validation" in metrics else "No validation text was held out.",
-        "Where it comes from": f"Token shards `{tokens.manifest.fingerprint[:12]}`; `manifest.json` and `llmkit trace` lead back "
-        f"to the raw bytes.",
+        "Where it comes from": f"Token shards `{tokens.manifest.fingerprint[:12]}`; `manifest.json` and `llmkit trace` lead "
+        f"back to the raw bytes.",
     }
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["llmkit", config.model_type]}
-    write_card(directory, front, f"{config.model_type} pretrained with llmkit", sections)
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["llmkit", model_type]}
+    write_card(directory, front, f"{model_type} pretrained with llmkit", sections)

@@ -25,7 +25,12 @@ class Ledger(TrainerCallback):
         write_synced(self.path, "".join(f"{line}\n" for line in kept))
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         if not state.is_world_process_zero or logs is None:
             return

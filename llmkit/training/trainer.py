@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ConfigError
-from llmkit.pipeline.artefact import sync
+from llmkit.pipeline.artefact import LEDGER, sync
 from llmkit.training.hardware import on_cpu, precision, use_cpu_well
 from llmkit.training.ledger import Ledger
 from llmkit.training.order import PermutedSampler
+from llmkit.training.progress import Progress
 
 if TYPE_CHECKING:
+    from llmkit.pipeline.stage import Workspace
     from llmkit.training.arguments import TrainingConfig
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -53,7 +56,6 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         "adam_beta2",
         "max_grad_norm",
         "seed",
-        "gradient_checkpointing",
         "logging_steps",
         "eval_steps",
         "save_steps",
@@ -63,6 +65,7 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
     values.update(
         output_dir=str(directory),
         report_to="none",
+        disable_tqdm=True,
         save_strategy="steps",
         use_cpu=on_cpu(config),
         dataloader_pin_memory=not on_cpu(config),
@@ -71,6 +74,7 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
     )
     values.update({key: value for key, value in config.training_arguments.items() if value is not None})
     values.update(ours)
+    disable_progress_bar()  # of loading and writing weights; a model of this size takes no time, and a log file fills up
     if on_cpu(config):
         use_cpu_well(config.cpu_threads)
     try:
@@ -82,17 +86,33 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
 class LLMKitTrainer(Trainer):
     """The Trainer of every training stage."""
 
-    def __init__(self, *, ledger: Path, targets_per_sample: float | None = None, **arguments: Any):
+    def __init__(
+        self,
+        *,
+        workspace: Workspace,
+        items_per_sample: int = 1,
+        items: str = "samples",
+        targets_per_sample: float | None = None,
+        **arguments: Any,
+    ):
         """As `Trainer`.
 
         Args:
-            ledger: file that takes every log.
+            workspace: where the metrics ledger goes, and who is told of progress.
+            items_per_sample, items: what the rate counts, and how many of them a sample has.
             targets_per_sample: mean number of learned tokens in a validation sample; gives a validation loss in which each
                 token weighs the same, where samples are filled up differently.
         """
         super().__init__(**arguments)
         self.targets_per_sample = targets_per_sample
-        self.add_callback(Ledger(ledger))
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Ledger(workspace.directory / LEDGER))
+        self.add_callback(Progress(workspace.say, self.samples_per_step * items_per_sample, items))
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one optimizer step, on all processes."""
+        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
@@ -106,8 +126,17 @@ class LLMKitTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         targets = (inputs["labels"][:, 1:] != -100).sum()
+        loss = torch.where(targets > 0, loss, 0.0)  # the mean over no targets is not a number
         loss = loss * targets / (len(inputs["labels"]) * self.targets_per_sample)
         return (loss, outputs) if return_outputs else loss
+
+    def final_evaluation(self) -> dict[str, float]:
+        """The validation metrics of the model as it is: those just logged, where the last step was evaluated."""
+        best_is_last = not self.args.load_best_model_at_end or self.state.best_global_step == self.state.global_step
+        for entry in reversed(self.state.log_history):
+            if "eval_loss" in entry and entry["step"] == self.state.global_step and best_is_last:
+                return entry
+        return self.evaluate()
 
     # Checkpoints. Trainer writes into the place where a checkpoint will be found, so a kill leaves a torn one that the next
     # run picks up and crashes on. Here it writes aside, and a checkpoint appears by one rename when all of it is on disk.
@@ -175,6 +204,6 @@ def describe_run(trainer: LLMKitTrainer) -> dict[str, Any]:
         "device": str(args.device.type),
         "layout": layout.value if isinstance(layout, DistributedType) else str(layout),
         "precision": precision_name,
-        "samples_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * processes,
+        "samples_per_step": trainer.samples_per_step,
         "threads": torch.get_num_threads(),
     }

@@ -179,9 +179,7 @@ def test_a_file_in_another_encoding_stops_with_the_hint(run: Run, tmp_path: Path
 
 def test_an_empty_corpus_says_what_was_read(run: Run, tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", ["", " "])
-    with pytest.raises(
-        DataError, match=r"no document is left for train: 2 rows were read from .*a\.jsonl; .*too short 2"
-    ):
+    with pytest.raises(DataError, match=r"no document is left for train: 2 rows were read from .*a\.jsonl; .*short 2"):
         run(train_file=path)
 
 
@@ -192,9 +190,7 @@ def test_an_empty_corpus_says_what_was_read(run: Run, tmp_path: Path) -> None:
 def test_one_document_is_for_training_and_that_is_said(run: Run, tmp_path: Path) -> None:
     result = run(train_file=lines(tmp_path / "a.jsonl", ["x"]))
     assert (len(result.train), len(result.validation)) == (1, 0)
-    assert any(
-        "warning: the validation split is empty, since there is only one document" in line for line in result.said
-    )
+    assert any("the validation split is empty, since there is only one document" in line for line in result.said)
 
 
 def test_the_choice_depends_on_text_and_seed_only(tmp_path: Path) -> None:

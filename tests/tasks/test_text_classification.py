@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from llmkit.errors import ConfigError, DataError
+from llmkit.pipeline.artefact import Artefact
+from llmkit.tasks import text_classification as task
+from llmkit.tasks.tables import Row
+from llmkit.tasks.text_classification import Example
+
+
+def rows(*pairs: tuple[Any, Any]) -> list[Row]:
+    return [Row(f"f.csv:{number}", {"text": text, "label": label}) for number, (text, label) in enumerate(pairs, start=2)]
+
+
+def of_labels(labels: list[str]) -> list[Example]:
+    return [Example(str(number), "text", label, f"f:{number}") for number, label in enumerate(labels)]
+
+
+def test_texts_and_labels_are_stripped_and_numbers_are_labels() -> None:
+    found = task.examples(rows((" a ", " x "), ("b", 3), ("c", True)), None, None)
+    assert [(item.text, item.label) for item in found] == [("a", "x"), ("b", "3"), ("c", "True")]
+    assert [item.place for item in found] == ["f.csv:2", "f.csv:3", "f.csv:4"]
+
+
+def test_an_id_of_the_row_is_kept() -> None:
+    found = task.examples([Row("f:1", {"id": 7, "text": "a", "label": "x"}), Row("f:2", {"text": "b", "label": "y"})], None, None)
+    assert [item.id for item in found] == ["7", "f:2"]
+
+
+@pytest.mark.parametrize("empty", ["", "   ", "\n\t", None, 5])
+def test_rows_without_text_are_counted_and_named(empty: Any) -> None:
+    given = rows(("a", "x"), (empty, "x"), ("b", "y"), (empty, "x"))
+    with pytest.raises(DataError, match=r"2 rows have no text in column 'text': f\.csv:3, f\.csv:5"):
+        task.examples(given, None, None)
+
+
+@pytest.mark.parametrize("label", ["", " ", None, ["a", "b"], {"a": 1}])
+def test_rows_without_one_label_are_counted_and_named(label: Any) -> None:
+    with pytest.raises(DataError, match=r"1 rows? ha\w+ no single label in column 'label': f\.csv:3"):
+        task.examples(rows(("a", "x"), ("b", label)), None, None)
+
+
+def test_of_many_bad_rows_the_first_few_are_named() -> None:
+    with pytest.raises(DataError, match=r"f\.csv:2, f\.csv:3, f\.csv:4 and 96 more"):
+        task.examples(rows(*[("", "x")] * 99), None, None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["b", "a", "b"], ["a", "b"]),
+        (["10", "9", "-1"], ["-1", "9", "10"]),
+        (["²", "1"], ["1", "²"]),
+        (["--1", "1"], ["--1", "1"]),
+        (["-", "1"], ["-", "1"]),
+        (["1.5", "10", "9"], ["1.5", "10", "9"]),
+    ],
+)
+def test_classes_are_sorted_numbers_by_their_value(labels: list[str], expected: list[str]) -> None:
+    assert task.label_names(of_labels(labels)) == expected
+
+
+def test_a_single_class_is_refused() -> None:
+    with pytest.raises(DataError, match="all 3 training examples have the label 'x'; a classifier needs at least two"):
+        task.label_names(of_labels(["x", "x", "x"]))
+
+
+def test_a_label_unseen_in_training_is_refused_with_its_rows() -> None:
+    with pytest.raises(DataError) as refused:
+        task.check_labels(of_labels(["a", "c", "b", "d"]), ["a", "b"], "test")
+    for words in ("test", "'c', 'd'", "a, b", "f:1, f:3"):
+        assert words in str(refused.value)
+
+
+@given(
+    st.lists(st.sampled_from("abcd"), min_size=1, max_size=120),
+    st.floats(0.01, 0.99),
+    st.integers(0, 10),
+)
+@settings(max_examples=200, deadline=None)
+def test_holding_out_is_disjoint_stratified_and_leaves_every_label_in_training(
+    labels: list[str], fraction: float, seed: int
+) -> None:
+    data = of_labels(labels)
+    train, held = task.hold_out(data, fraction, seed)
+    assert sorted(item.id for item in [*train, *held]) == sorted(item.id for item in data)
+    counts, kept = Counter(labels), Counter(item.label for item in held)
+    assert {item.label for item in train} == set(labels)
+    for label, count in counts.items():
+        assert abs(kept[label] - count * fraction) <= 1
+        if count > 1:
+            assert kept[label] >= 1
+    again = task.hold_out(data, fraction, seed)
+    assert ([item.id for item in again[0]], [item.id for item in again[1]]) == (
+        [item.id for item in train],
+        [item.id for item in held],
+    )
+
+
+def test_another_seed_holds_out_others() -> None:
+    data = of_labels(["a", "b"] * 100)
+    first, second = ({item.id for item in task.hold_out(data, 0.2, seed)[1]} for seed in (0, 1))
+    assert first != second
+
+
+def test_features_are_cut_and_counted_and_padded_on_the_right(base_model: Artefact) -> None:
+    tokenizer = task.load_tokenizer(str(base_model.directory))
+    data = [Example("1", "word " * 50, "b", "f:1"), Example("2", "x", "a", "f:2")]
+    features = task.Features(data, tokenizer, ["a", "b"], max_length=12)
+    assert [len(features[index]["input_ids"]) for index in range(2)] == [12, 1]
+    assert [features[index]["labels"] for index in range(2)] == [1, 0]
+    assert features.truncated == 1
+    batch = task.collator(tokenizer)([features[0], features[1]])
+    assert batch["input_ids"].shape == (2, 16), "rounded up to 8"
+    assert batch["input_ids"][1, 1:].unique().tolist() == [tokenizer.pad_token_id]
+    assert batch["attention_mask"].sum(1).tolist() == [12, 1]
+
+
+def test_a_text_that_just_fits_is_not_counted_as_cut(base_model: Artefact) -> None:
+    tokenizer = task.load_tokenizer(str(base_model.directory))
+    length = len(tokenizer("word word")["input_ids"])
+    fits = task.Features([Example("1", "word word", "a", "f:1")], tokenizer, ["a", "b"], max_length=length)
+    assert fits.truncated == 0
+
+
+def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match="has no tokenizer that can be loaded"):
+        task.load_tokenizer(str(tmp_path))
+
+
+def test_a_padding_token_is_made_of_eos_only_where_there_is_none(tokenizer: Artefact, tmp_path: Any) -> None:
+    assert task.load_tokenizer(str(tokenizer.directory)).pad_token == "<|pad|>"
+    bare = AutoTokenizer.from_pretrained(tokenizer.directory)
+    bare.pad_token = None
+    bare.save_pretrained(tmp_path)
+    assert task.load_tokenizer(str(tmp_path)).pad_token == "<|endoftext|>"
+
+
+@given(st.lists(st.lists(st.floats(-800, 800), min_size=3, max_size=3), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_probabilities_sum_to_one_and_keep_the_order_of_logits(logits: list[list[float]]) -> None:
+    chances = task.probabilities(np.array(logits, dtype=np.float32))
+    assert np.isfinite(chances).all()
+    assert chances.sum(axis=1) == pytest.approx(np.ones(len(logits)))
+    assert (np.take_along_axis(chances, np.argmax(logits, axis=1)[:, None], 1)[:, 0] == chances.max(axis=1)).all()

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM, pipeline
+
+from llmkit.errors import ConfigError, DataError, LLMKitError
+from llmkit.evaluation.classifier import predict
+from llmkit.pipeline.artefact import Artefact
+from llmkit.tasks import text_classification as task
+from llmkit.training.ledger import read_ledger
+
+
+@pytest.fixture(scope="module")
+def bert(run: Any, corpus: Artefact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with random weights and a WordPiece tokenizer, as somebody else would have saved it."""
+    place = tmp_path_factory.mktemp("bert")
+    made = run("tokenizer", place / "tokenizer", corpus=corpus.directory, model="wordpiece", vocab_size=900)
+    tokenizer = AutoTokenizer.from_pretrained(made.directory)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    BertForMaskedLM(config).save_pretrained(place / "model")
+    tokenizer.save_pretrained(place / "model")
+    return place / "model"
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        bare: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), **(bare if path.suffix == ".tsv" else {}))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def test_the_toy_problem_is_learned_from_a_causal_model(classifier: Artefact) -> None:
+    metrics = classifier.manifest.metrics
+    assert metrics["labels"] == ["bad", "good"]
+    assert metrics["train"]["examples"] + metrics["validation"]["examples"] == 96
+    assert metrics["validation"]["accuracy"] >= 0.9
+    assert metrics["train"]["labels"] == {"bad": 43, "good": 43}
+
+
+def test_the_config_names_padding_and_labels(classifier: Artefact) -> None:
+    config = json.loads((classifier.directory / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(classifier.directory)
+    assert config["pad_token_id"] == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+    assert config["label2id"] == {"bad": 0, "good": 1}
+    assert tokenizer.padding_side == "right"
+
+
+def test_the_result_holds_no_pickles_and_no_checkpoints(classifier: Artefact) -> None:
+    files = {path.relative_to(classifier.directory).as_posix() for path in classifier.directory.rglob("*")}
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl")) or "checkpoint" in name]
+
+
+@pytest.mark.parametrize("kind", ["causal", "bert"])
+def test_plain_transformers_gives_the_label_that_our_prediction_gives(
+    run: Any,
+    classifier: Artefact,
+    bert: Path,
+    toy: Any,
+    toy_files: tuple[Path, Path],
+    quick: dict[str, Any],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    made = classifier
+    if kind == "bert":
+        made = run("finetune", tmp_path / "m", model_name_or_path=bert, train_file=toy_files[0], **quick)
+        assert made.manifest.metrics["validation"]["accuracy"] >= 0.9
+    rows = toy(30, start=500) + [{"text": "x", "label": "bad"}, {"text": "The soup was lovely.", "label": "good"}]
+    theirs = pipeline("text-classification", model=str(made.directory))([row["text"] for row in rows], batch_size=8)
+    model = AutoModelForSequenceClassification.from_pretrained(made.directory, dtype="float32").eval()
+    tokenizer = task.load_tokenizer(str(made.directory))
+    data = [task.Example(str(number), row["text"], row["label"], "") for number, row in enumerate(rows)]
+    features = task.Features(data, tokenizer, ["bad", "good"], task.context_length(model, tokenizer, None))
+    for batch_size in (1, 7):
+        chances = predict(model, tokenizer, features, batch_size)
+        assert [["bad", "good"][index] for index in chances.argmax(axis=1)] == [item["label"] for item in theirs]
+        assert chances.max(axis=1).tolist() == pytest.approx([item["score"] for item in theirs], abs=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_trains_with_columns_of_its_own_and_numbers_as_labels(
+    run: Any, base_model: Artefact, toy: Any, quick: dict[str, Any], tmp_path: Path, suffix: str
+) -> None:
+    numbers: dict[str, Any] = {"good": 10, "bad": 9}
+    rows = [{"what": f'"{row["text"]}', "stars": numbers[row["label"]]} for row in toy(40)]
+    made = run(
+        "finetune",
+        tmp_path / "m",
+        model_name_or_path=base_model.directory,
+        train_file=write(tmp_path / f"train{suffix}", rows),
+        validation_file=write(tmp_path / f"held{suffix}", [{"what": "a", "stars": 9}, {"what": "b", "stars": 10}]),
+        text_column="what",
+        label_column="stars",
+        **{**quick, "num_train_epochs": 1.0},
+    )
+    assert made.manifest.metrics["labels"] == ["9", "10"]
+    assert made.manifest.metrics["train"]["examples"] == 40
+    assert made.manifest.metrics["validation"]["examples"] == 2
+    assert read_ledger(made.directory / "metrics.jsonl")
+
+
+def test_the_same_settings_give_the_same_classifier(
+    run: Any, base_model: Artefact, toy_files: tuple[Path, Path], classifier: Artefact, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {"model_name_or_path": base_model.directory, "train_file": toy_files[0], **quick}
+    again = run("finetune", tmp_path / "again", **settings)
+    assert (again.directory / "model.safetensors").read_bytes() == (classifier.directory / "model.safetensors").read_bytes()
+    assert again.manifest.digest == classifier.manifest.digest
+    other = run("finetune", tmp_path / "other", **{**settings, "seed": 5})
+    assert other.manifest.digest != again.manifest.digest
+
+
+GOOD = [{"text": f"word {number}", "label": "ab"[number % 2]} for number in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("train", "held", "settings", "said"),
+    [
+        ([{"text": "a", "label": "x"}] * 5, None, {}, "have the label 'x'; a classifier needs at least two"),
+        (GOOD, None, {"label_column": "labl"}, "has no column 'labl', it has: text, label; did you mean 'label'?"),
+        (GOOD, [{"text": "c", "label": "zz"}], {}, r"validation: the label 'zz' does not occur in training.*held\.jsonl:1"),
+        ([*GOOD, {"text": " ", "label": "a"}], None, {}, r"1 rows have no text in column 'text': .*train\.jsonl:21"),
+        (GOOD[:2], None, {}, "2 training examples, one of each label, leave none to hold out"),
+    ],
+)
+def test_examples_that_cannot_train_a_classifier_are_refused(
+    run: Any,
+    base_model: Artefact,
+    tmp_path: Path,
+    train: list[dict[str, Any]],
+    held: list[dict[str, Any]] | None,
+    settings: dict[str, Any],
+    said: str,
+) -> None:
+    files = {"train_file": write(tmp_path / "train.jsonl", train)}
+    if held:
+        files["validation_file"] = write(tmp_path / "held.jsonl", held)
+    with pytest.raises(DataError, match=said):
+        run("finetune", tmp_path / "m", model_name_or_path=base_model.directory, **files, **settings)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_length": 33}, "max_length: 33 is more than the 32 tokens that the model takes"),
+        ({"max_length": 0}, "max_length"),
+        ({"max_train_samples": 0}, "max_train_samples"),
+        ({"max_train_samples": -3}, "max_train_samples"),
+        ({"validation_fraction": 0.0}, "validation_fraction"),
+        ({"metric_for_best_model": "f1"}, "metric_for_best_model"),
+        ({"dataset_name": "llmkit/reviews"}, "give one of them"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    run: Any, base_model: Artefact, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    file = write(tmp_path / "train.jsonl", GOOD)
+    with pytest.raises(ConfigError, match=said):
+        run("finetune", tmp_path / "m", model_name_or_path=base_model.directory, train_file=file, **settings)
+
+
+def test_a_base_model_that_is_none_is_refused(run: Any, tokenizer: Artefact, tmp_path: Path) -> None:
+    file = write(tmp_path / "train.jsonl", GOOD)
+    with pytest.raises(LLMKitError, match="gives no text classifier"):
+        run("finetune", tmp_path / "m", model_name_or_path=tokenizer.directory, train_file=file)
+
+
+def test_fewer_training_examples_are_drawn_by_the_seed(
+    run: Any, base_model: Artefact, toy_files: tuple[Path, Path], quick: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {"model_name_or_path": base_model.directory, "train_file": toy_files[0], **quick}
+    made = run("finetune", tmp_path / "m", **{**settings, "num_train_epochs": 1.0, "max_train_samples": 24})
+    assert made.manifest.metrics["train"]["examples"] == 24
+    assert sum(made.manifest.metrics["train"]["labels"].values()) == 24
+
+
+def test_the_best_checkpoint_is_kept_and_measured(classifier: Artefact) -> None:
+    curve = [entry for entry in read_ledger(classifier.directory / "metrics.jsonl") if "eval_f1_macro" in entry]
+    best = max(entry["eval_f1_macro"] for entry in curve)
+    metrics = classifier.manifest.metrics
+    assert metrics["validation"]["f1_macro"] == pytest.approx(best)
+    assert metrics["best_step"] == next(entry["step"] for entry in curve if entry["eval_f1_macro"] == best)
