@@ -1,6 +1,6 @@
 """Make requirements-lock.txt anew: `python .ci/lock.py` (also `make lock`), with Python 3.10 to 3.13 on the PATH.
 
-pip resolves pyproject.toml's ranges, the dev extra included, once with each Python, and installs nothing. Where the answers
+pip resolves pyproject.toml's ranges, all extras included, once with each Python, and installs nothing. Where the answers
 differ, a line carries the Python versions it is for. The CUDA libraries that some builds of torch need are left out: torch
 names them itself, each with its exact version, and a build for the CPU has none.
 """
@@ -38,7 +38,9 @@ def resolve(minor: int, directory: Path) -> dict[str, str]:
     subprocess.run([python, "-m", "venv", home], check=True)
     pip = [str(home / "bin" / "python"), "-m", "pip", "--quiet", "--quiet"]
     subprocess.run([*pip, "install", "--upgrade", "pip"], check=True)
-    wanted = ["--dry-run", "--ignore-installed", "--only-binary", ":all:", "--report", str(report), TORCH, f"{ROOT}[dev]"]
+    # DeepSpeed comes as source only; its compiled parts are made when they are first used.
+    binary = ["--only-binary", ":all:", "--no-binary", "deepspeed"]
+    wanted = ["--dry-run", "--ignore-installed", *binary, "--report", str(report), TORCH, f"{ROOT}[dev,deepspeed]"]
     subprocess.run([*pip, "install", *wanted], check=True)
     packages = (item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"])
     return {_plain(package["name"]): package["version"].partition("+")[0] for package in packages}

@@ -259,11 +259,13 @@ def _convert_number(value: Any, kind: type) -> int | float:
     name = {int: "a whole number", float: "a number"}[kind]
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"is not {name}")
+    if kind is int and isinstance(value, int):
+        return value  # by way of a float, a number of more than 53 bits would change
     try:
         if kind is int and isinstance(value, str) and re.fullmatch(r"[+-]?[\d_]+", value):
             return int(value)
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"is not {name}") from None
     if kind is float and number == number:
         return number

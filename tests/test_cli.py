@@ -182,11 +182,17 @@ def test_of_several_ranks_only_the_first_prints_an_error(
     assert capsys.readouterr().err == ""
 
 
-def test_a_reader_that_has_seen_enough_causes_no_error() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_causes_no_error(unbuffered: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "llmkit", "--help"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-m", "llmkit", "--help"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
@@ -195,7 +201,7 @@ def test_a_reader_that_has_seen_enough_causes_no_error() -> None:
 def test_ctrl_c_in_a_real_process_ends_with_130() -> None:
     program = (
         "import sys, time\nfrom llmkit import cli\n"
-        "def wait():\n    print('waiting', flush=True)\n    time.sleep(60)\n    return 0\n"
+        "def wait():\n    print('waiting', flush=True)\n    for _ in range(600):\n        time.sleep(0.05)\n    return 0\n"
         "sys.exit(cli.guarded(wait))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

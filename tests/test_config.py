@@ -240,6 +240,16 @@ def test_what_is_no_number_is_refused(tmp_path: Path, text: str) -> None:
     assert "is not a number" in problems_of(from_yaml, tmp_path, f"learning_rate: {text}")[0]
 
 
+@pytest.mark.parametrize("number", [2**53 + 1, 2**64 - 1, -(2**70)])
+def test_a_whole_number_of_any_size_stays_exact(tmp_path: Path, number: int) -> None:
+    assert from_yaml(tmp_path, f"max_steps: {abs(number)}").config.max_steps == abs(number)
+    assert parse_arguments(Plain, [f"--sizes={number}"]).config.sizes == [number]
+
+
+def test_a_whole_number_too_large_for_a_float_is_refused_as_one(tmp_path: Path) -> None:
+    assert "is not a number" in problems_of(from_yaml, tmp_path, f"learning_rate: 1{'0' * 400}")[0]
+
+
 def test_infinity_is_a_number_for_limits_that_are_off(tmp_path: Path) -> None:
     assert from_yaml(tmp_path, "learning_rate: .inf").config.learning_rate == float("inf")
     assert parse_arguments(Plain, ["--learning_rate", "inf"]).config.learning_rate == float("inf")
@@ -614,7 +624,7 @@ def _not_none_word(text: str) -> bool:
     return text.lower() not in ("none", "null")  # for a setting that may be empty, these words mean that it is
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.none() | WORDS.filter(_not_none_word),
     train_file=st.none() | st.lists(WORDS, max_size=3),

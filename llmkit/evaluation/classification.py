@@ -16,6 +16,7 @@ from scipy import stats
 
 LEVEL = 0.95
 DRAWS = 10_000
+_CELLS_AT_ONCE = 1 << 22
 
 
 @dataclass
@@ -78,12 +79,21 @@ def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def draws_of(confusion: np.ndarray, seed: int, count: int = DRAWS) -> np.ndarray:
+def draws_of(confusion: np.ndarray, seed: int | np.random.Generator, count: int = DRAWS) -> np.ndarray:
     """Bootstrap draws of a confusion matrix, shape [B, K, K]."""
     n = int(confusion.sum())
     cells = confusion.reshape(-1) / n
     drawn = np.random.default_rng(seed).multinomial(n, cells, size=count)
     return drawn.reshape(count, *confusion.shape)
+
+
+def _drawn_scores(confusion: np.ndarray, seed: int) -> dict[tuple[str, str], np.ndarray]:
+    """`scores` of all bootstrap draws, made in portions: 10,000 matrices of 150 classes would fill gigabytes."""
+    generator = np.random.default_rng(seed)
+    portion = max(1, _CELLS_AT_ONCE // confusion.size)
+    sizes = [min(portion, DRAWS - start) for start in range(0, DRAWS, portion)]
+    parts = [scores(draws_of(confusion, generator, size)) for size in sizes]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def measure(confusion: np.ndarray, labels: list[str], seed: int) -> list[Metric]:
@@ -93,7 +103,7 @@ def measure(confusion: np.ndarray, labels: list[str], seed: int) -> list[Metric]
     """
     n = int(confusion.sum())
     values = scores(confusion)
-    drawn = scores(draws_of(confusion, seed))
+    drawn = _drawn_scores(confusion, seed)
     tail = (1 - LEVEL) / 2
     hits, support, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
 

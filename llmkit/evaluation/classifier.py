@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import torch
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from llmkit.config import Source, resolve
 from llmkit.errors import ConfigError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 def evaluate_classifier(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
     """Measure a classifier; see `evaluate.evaluate`."""
+    disable_progress_bar()
     finetuned = _finetuned(config.model_name_or_path)
     test = _test_examples(config, finetuned)
     tokenizer = task.load_tokenizer(config.model_name_or_path)
@@ -89,9 +91,12 @@ def _load(name: str) -> tuple[Any, list[str]]:
     from transformers import AutoModelForSequenceClassification
 
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(name, dtype="float32")
+        model, loading = AutoModelForSequenceClassification.from_pretrained(name, dtype="float32", output_loading_info=True)
     except (OSError, ValueError) as failure:
         raise ConfigError([f"model_name_or_path: {name!r} gives no text classifier: {failure}"]) from failure
+    if loading["missing_keys"]:  # transformers has filled them with random numbers
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ConfigError([f"model_name_or_path: {name!r} is no text classifier (it lacks {missing}); fine-tune it first"])
     labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), labels
 

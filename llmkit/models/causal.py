@@ -119,6 +119,11 @@ def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
     """Number of parameters: `total` (shared ones once), and `embedding` (the input table, part of the total)."""
     embedding = model.get_input_embeddings()
     return {
-        "total": sum(parameter.numel() for parameter in model.parameters()),
-        "embedding": sum(parameter.numel() for parameter in embedding.parameters()) if embedding is not None else 0,
+        "total": sum(_size(parameter) for parameter in model.parameters()),
+        "embedding": sum(_size(parameter) for parameter in embedding.parameters()) if embedding is not None else 0,
     }
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """The number of values of a parameter, also where ZeRO-3 leaves none of them in this process."""
+    return getattr(parameter, "ds_numel", parameter.numel())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 from llmkit import resources
 from llmkit.config import Resolved, read_yaml
-from llmkit.errors import LLMKitError, StageFailed
+from llmkit.errors import ConfigError, LLMKitError, StageFailed
 from llmkit.pipeline.artefact import Artefact
 from llmkit.pipeline.stage import Stage, failure_message, forget_failure, writing
 
@@ -28,10 +29,15 @@ def launch_words(layout: str) -> list[str]:
 
     A layout that does not say how many processes it wants gets one for each GPU, or on a machine without one the two
     that show that it works.
+
+    Raises:
+        ConfigError: there is no such layout, or what it needs is not installed.
     """
     path = resources.find("accelerate_configs", layout)
     settings, _ = read_yaml(path)
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(path)]
+    if settings.get("distributed_type") == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError([f"layout {layout!r} needs DeepSpeed: pip install 'llmkit[deepspeed]'"], "command")
+    words = [sys.executable, "-m", "llmkit.parallel.launcher", "--quiet", "--config_file", str(path)]
     if "num_processes" not in settings:
         words += ["--num_processes", str(_gpu_count() if has_gpu() else 2)]
     # No `--cpu` on a machine without a GPU: with it accelerate starts one process, whatever the layout says. The ranks find

@@ -282,8 +282,9 @@ def _cpu_name() -> str:
 
 @cache
 def _git_commit() -> str | None:
-    """The commit of the llmkit checkout, with `-dirty` where files differ from it, when this process first asked; None for a
-    wheel.
+    """The commit of the llmkit checkout, with `-dirty` where files differ from it; None for an installed wheel.
+
+    It is asked for once: the code that this process runs is that of its start.
     """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

@@ -139,14 +139,21 @@ def identify(stage: Stage, config: StageConfig, hashes: FileHashes, planned: dic
                 records = [hashes.record(path) for path in expand([value], name)]
                 raw += records
                 port_marks[name] = [record.sha256 for record in records]
+            elif spec.made_by or _is_path(value):
+                raise DataError(f"{name}: there is no directory {value!r} (looked in {Path.cwd()})")
             else:  # the name of a hub repository
                 settings[name] = value
     for name, mark in config.raw_inputs().items():
-        raw.append(FileRecord(name, 0, mark))
+        raw.append(FileRecord(name, Path(name).stat().st_size if Path(name).is_file() else 0, mark))
         port_marks[f"raw:{name}"] = mark
     content = {"stage": stage.name, "version": stage.version, "settings": settings, "inputs": port_marks}
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return Identity(hashlib.sha256(text.encode()).hexdigest(), settings, inputs, raw)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name that is not there was meant as a path: a hub repository is `name` or `owner/name`, nothing longer."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
 
 
 def expand(patterns: str | list[str], name: str) -> list[Path]:
@@ -281,7 +288,8 @@ def _cannot_write(failure: Exception, directory: Path) -> str | None:
     if not isinstance(failure, LLMKitError) and "No space left on device" in str(failure):
         return os.strerror(errno.ENOSPC)
     place = next(parent for parent in (directory, *directory.parents) if parent.exists())
-    if isinstance(failure, (OSError, RuntimeError)) and shutil.disk_usage(place).free < _FULL_BELOW:
+    wordless = isinstance(failure, RuntimeError) or (isinstance(failure, OSError) and failure.errno is None)
+    if wordless and shutil.disk_usage(place).free < _FULL_BELOW:
         return os.strerror(errno.ENOSPC)
     return None
 

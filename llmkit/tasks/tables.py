@@ -75,8 +75,8 @@ def _first_line_not_utf8(path: Path) -> int:
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError:
-                break
-    return number
+                return number
+    return 0  # mended meanwhile
 
 
 def _read_csv(path: Path) -> Iterator[Row]:

@@ -178,6 +178,7 @@ def load_model(name: str, labels: list[str], tokenizer: Any, seed: int, attn_imp
             model = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 num_labels=len(labels),
+                problem_type="single_label_classification",
                 id2label=dict(enumerate(labels)),
                 label2id={label: index for index, label in enumerate(labels)},
                 dtype="float32",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import DataError
 from llmkit.models.causal import parameter_counts
@@ -51,6 +52,7 @@ def load_examples(config: FinetuneConfig) -> tuple[list[task.Example], list[task
 
 def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
     """Fine-tune a classifier; see `finetune.finetune`."""
+    disable_progress_bar()
     directory = workspace.directory
     train, validation = load_examples(config)
     labels = task.label_names(train)

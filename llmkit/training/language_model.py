@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.models.causal import causal_config, check_config, new_causal_model, parameter_counts
@@ -35,15 +37,16 @@ _OF_THE_MOMENT = {"train_tokens_per_second", "threads"}
 def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:
     """Train on token shards; see `pretrain.pretrain`."""
     assert config.tokens is not None, "the stage's `prepare` makes missing token shards"
+    disable_progress_bar()  # of loading and writing weights: they take no time, and a log file fills up with them
     directory = workspace.directory
     tokens = Artefact.open(config.tokens, "tokenize")
     tokenizer = AutoTokenizer.from_pretrained(tokens.directory / "tokenizer")
     train_set, validation_set = _sample_sets(config, tokens)
-    # Before the model: some layouts (ZeRO-3) change how transformers creates one.
+    seed_model = _seed_model(config, workspace, tokenizer)
+    # After the seed model and before the one that is trained: under ZeRO-3 this changes how transformers creates models.
     arguments = training_arguments(config, directory, eval_strategy="steps" if validation_set else "no")
     if validation_set:
         validation_set.fill_up_to_multiple(arguments.eval_batch_size * arguments.world_size)
-    seed_model = _seed_model(config, workspace, tokenizer, arguments)
     model = _load(config, seed_model)
     check_config(model.config, tokenizer, config.block_size)
     model.generation_config = GenerationConfig(
@@ -119,21 +122,23 @@ def _target_count(blocks: TokenBlocks | None) -> int:
     return len(blocks.stream) - 1 if blocks is not None else 0
 
 
-def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any, arguments: Any) -> Path | str:
-    """The model that training starts from, on disk, so that every launch layout starts from the same weights."""
+def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any) -> Path | str:
+    """The model that training starts from, on disk, so that every launch layout starts from the same weights.
+
+    The main process writes it, and the others wait for the file: there is no process group yet.
+    """
     if config.model_name_or_path:
         _check_same_tokenizer(config)
         return config.model_name_or_path
     place = workspace.directory / _SEED_MODEL
-    with arguments.main_process_first(desc="writing the seed model"):
-        if workspace.is_main and not place.exists():
-            model = new_causal_model(
-                causal_config(config.model_type, config.config_overrides, tokenizer, config.block_size), config.seed
-            )
-            aside = workspace.directory / f".{_SEED_MODEL}"
-            shutil.rmtree(aside, ignore_errors=True)
-            model.save_pretrained(aside)
-            os.replace(aside, place)
+    if workspace.is_main and not place.exists():
+        model_config = causal_config(config.model_type, config.config_overrides, tokenizer, config.block_size)
+        aside = workspace.directory / f".{_SEED_MODEL}"
+        shutil.rmtree(aside, ignore_errors=True)
+        new_causal_model(model_config, config.seed).save_pretrained(aside)
+        os.replace(aside, place)
+    while not place.exists():  # if the main process fails, the launcher ends this one
+        time.sleep(0.05)
     return place
 
 

@@ -18,11 +18,15 @@ class Ledger(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Forget what a killed run logged after the checkpoint it is resumed from: those steps are made again."""
+        """Forget what a killed run logged after the checkpoint it is resumed from: those steps are made again.
+
+        And its summary of the whole training, if it came that far: it is made again too.
+        """
         if not state.is_world_process_zero or not self.path.exists():
             return
-        kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= state.global_step]
-        write_synced(self.path, "".join(f"{line}\n" for line in kept))
+        entries = [json.loads(line) for line in _whole_lines(self.path)]
+        kept = [entry for entry in entries if entry["step"] <= state.global_step and "train_runtime" not in entry]
+        write_synced(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def on_log(
         self,

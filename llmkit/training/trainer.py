@@ -17,7 +17,6 @@ from accelerate.utils import DistributedType
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
-from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ConfigError
 from llmkit.pipeline.artefact import LEDGER, sync
@@ -74,7 +73,6 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
     )
     values.update({key: value for key, value in config.training_arguments.items() if value is not None})
     values.update(ours)
-    disable_progress_bar()  # of loading and writing weights; a model of this size takes no time, and a log file fills up
     if on_cpu(config):
         use_cpu_well(config.cpu_threads)
     try:
@@ -103,6 +101,7 @@ class LLMKitTrainer(Trainer):
             targets_per_sample: mean number of learned tokens in a validation sample; gives a validation loss in which each
                 token weighs the same, where samples are filled up differently.
         """
+        self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         super().__init__(**arguments)
         self.targets_per_sample = targets_per_sample
         self.remove_callback(PrinterCallback)
@@ -131,12 +130,19 @@ class LLMKitTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def final_evaluation(self) -> dict[str, float]:
-        """The validation metrics of the model as it is: those just logged, where the last step was evaluated."""
-        best_is_last = not self.args.load_best_model_at_end or self.state.best_global_step == self.state.global_step
+        """The validation metrics of the model as it is after training: those logged at its step, where it was evaluated."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
         for entry in reversed(self.state.log_history):
-            if "eval_loss" in entry and entry["step"] == self.state.global_step and best_is_last:
+            if "eval_loss" in entry and entry["step"] == (best or self.state.global_step):
                 return entry
         return self.evaluate()
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        """An epoch; none where a run is resumed that was killed after its last step, for which Trainer would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**arguments)
 
     # Checkpoints. Trainer writes into the place where a checkpoint will be found, so a kill leaves a torn one that the next
     # run picks up and crashes on. Here it writes aside, and a checkpoint appears by one rename when all of it is on disk.
@@ -146,6 +152,18 @@ class LLMKitTrainer(Trainer):
         return os.path.join(directory, _WRITING) if self._is_writing else directory
 
     _is_writing = False
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the config as it was given: Trainer turns the cache off while it trains, and those who generate want it on."""
+        config = self.accelerator.unwrap_model(self.model).config
+        if self._use_cache is None:
+            super()._save(output_dir, state_dict)
+            return
+        while_training, config.use_cache = config.use_cache, self._use_cache
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            config.use_cache = while_training
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         place = Path(super()._get_output_dir(trial))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmkit.resources import PACKAGE
 from llmkit.tasks.tables import REVIEWS, read_dataset
 
 SPLITS = {"train": 822, "validation": 198, "test": 252}
@@ -45,7 +46,9 @@ def test_every_review_has_a_text_a_label_a_language_a_subject_and_an_id_of_its_o
     everything: list[tuple[str, dict[str, Any]]],
 ) -> None:
     assert all(set(review) == {"id", "text", "label", "language", "subject"} for _, review in everything)
-    assert all(isinstance(value, str) and value.strip() == value != "" for _, review in everything for value in review.values())
+    assert all(
+        isinstance(value, str) and value.strip() == value != "" for _, review in everything for value in review.values()
+    )
     assert {review["label"] for _, review in everything} == LABELS
     assert len({review["id"] for _, review in everything}) == len(everything)
     assert all(review["text"] == unicodedata.normalize("NFC", review["text"]) for _, review in everything)
@@ -59,11 +62,26 @@ def test_a_third_is_chinese_and_each_is_in_the_language_that_it_says(everything:
         assert bool(HAN.search(review["text"])) == (review["language"] == "zh"), review["id"]
 
 
-def test_there_are_at_least_twelve_subjects_in_each_language(everything: list[tuple[str, dict[str, Any]]]) -> None:
-    for language in ("en", "zh"):
-        subjects = Counter(review["subject"] for _, review in everything if review["language"] == language)
-        assert len(subjects) >= 12
-        assert max(subjects.values()) < 0.2 * sum(subjects.values())
+def test_there_are_at_least_twelve_subjects_of_equal_size_in_a_language(everything: list[tuple[str, dict[str, Any]]]) -> None:
+    subjects = Counter((review["language"], review["subject"]) for _, review in everything)
+    assert len({subject for _, subject in subjects}) >= 12
+    assert {count for (language, _), count in subjects.items() if language == "en"} == {70}
+    assert {count for (language, _), count in subjects.items() if language == "zh"} == {72}
+
+
+def test_the_card_tells_the_counts_that_are_there(reviews: dict[str, list[dict[str, Any]]]) -> None:
+    card = (PACKAGE / "data" / "reviews" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w*) *\| (\w+) *\| *(\d+) *\| *(\d+) *\| *(\d+) *\| *(\d+) *\|$", card, flags=re.MULTILINE)
+    assert len(rows) == 7
+    for language, label, *told in rows:
+        counts = [
+            sum(
+                review["language"] in (language or review["language"]) and label in (review["label"], "all")
+                for review in found
+            )
+            for found in reviews.values()
+        ]
+        assert [int(number) for number in told] == [*counts, sum(counts)], (language, label)
 
 
 def test_every_split_holds_every_label_of_every_language_in_like_shares(
@@ -93,7 +111,9 @@ def test_no_review_is_like_one_of_another_split(
     everything: list[tuple[str, dict[str, Any]]], language: str, size: int
 ) -> None:
     """Jaccard similarity of character n-grams below 0.3, found through the n-grams that two reviews share."""
-    found = [(split, review["id"], grams(review["text"], size)) for split, review in everything if review["language"] == language]
+    found = [
+        (split, review["id"], grams(review["text"], size)) for split, review in everything if review["language"] == language
+    ]
     holders: dict[str, list[int]] = {}
     for number, (_, _, pieces) in enumerate(found):
         for piece in pieces:
@@ -111,7 +131,12 @@ def test_no_review_is_like_one_of_another_split(
 
 
 def test_the_measure_of_likeness_finds_a_copy_with_a_word_changed() -> None:
-    one, two = (grams(f"The soup was cold when it came, and the waiter {word} about it.", 5) for word in ("shrugged", "laughed"))
+    one, two = (
+        grams(f"The soup was cold when it came, and the waiter {word} about it.", 5) for word in ("shrugged", "laughed")
+    )
     assert len(one & two) / len(one | two) > 0.3
-    chinese, other = grams("汤端上来的时候已经凉了，服务员只是笑笑。", 3), grams("汤端上来的时候已经凉了，服务员还在看手机。", 3)
+    chinese, other = (
+        grams("汤端上来的时候已经凉了，服务员只是笑笑。", 3),
+        grams("汤端上来的时候已经凉了，服务员还在看手机。", 3),
+    )
     assert len(chinese & other) / len(chinese | other) > 0.3

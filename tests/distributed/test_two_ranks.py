@@ -82,6 +82,19 @@ def test_two_ranks_have_the_losses_of_one_at_the_same_global_batch(
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="accelerate evens out the last batch of an epoch by repeating its first samples")
+def test_two_ranks_have_the_losses_of_one_also_past_the_end_of_an_epoch(
+    run: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    further = {**settings, "per_device_train_batch_size": 64, "max_steps": 9, "eval_steps": 100}  # 7 steps an epoch
+    one = run("pretrain", tmp_path / "one", **{**further, "per_device_train_batch_size": 128})
+    subprocess.run(command(tmp_path / "two", "pretrain", further), capture_output=True, timeout=240, check=True)
+    two = Artefact.open(tmp_path / "two", "pretrain")
+    assert losses(two)[:6] == pytest.approx(losses(one)[:6], abs=TOLERANCE)
+    assert losses(two) == pytest.approx(losses(one), abs=TOLERANCE)
+
+
+@pytest.mark.slow
 def test_two_ranks_have_the_validation_loss_of_one(two_ranks: tuple[Artefact, str], one_rank: Artefact) -> None:
     assert losses(two_ranks[0], "eval_loss") == pytest.approx(losses(one_rank, "eval_loss"), abs=TOLERANCE)
     loss = two_ranks[0].manifest.metrics["validation"]["loss"]
@@ -97,14 +110,15 @@ def test_the_layout_is_no_part_of_the_fingerprint(two_ranks: tuple[Artefact, str
 
 
 @pytest.mark.slow
-def test_a_users_error_on_two_ranks_is_said_once_without_a_traceback(settings: dict[str, Any], tmp_path: Path) -> None:
-    wrong = {**settings, "block_size": 100_000}
+def test_a_users_error_on_two_ranks_is_the_last_word_without_a_traceback(settings: dict[str, Any], tmp_path: Path) -> None:
+    wrong = {**settings, "block_size": 100_000}  # refused: the corpus has 26,933 tokens
     words = command(tmp_path / "m", "pretrain", wrong)
     done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2
     assert "fewer than one sample of 100000" in done.stderr
-    assert "llmkit: " in done.stderr.splitlines()[-1] or done.stderr.count("lower --block_size") >= 1
+    assert done.stderr.splitlines()[-1].startswith("llmkit: the corpus has")
     assert "Traceback" not in done.stderr
+    assert "torch" not in done.stderr, "nor a word of the launcher"
 
 
 @pytest.mark.slow
@@ -122,11 +136,38 @@ def test_sigterm_to_the_command_ends_all_ranks_and_the_run_can_go_on(settings: d
         assert len(ranks) >= 3, "the launcher and two ranks"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) != 0
-        gone, alive = psutil.wait_procs(ranks, timeout=60)
-        assert not alive
+        assert not psutil.wait_procs(ranks, timeout=60)[1], "none is alive"
         assert not is_held(partial)
         assert not output.exists()
         assert list(partial.glob("checkpoint-*"))
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_takes_the_others_with_it_and_is_named(settings: dict[str, Any], tmp_path: Path) -> None:
+    endless = {**settings, "max_steps": 100_000}
+    output = tmp_path / "m"
+    ledger = tmp_path / "m.partial" / "metrics.jsonl"
+    process = subprocess.Popen(
+        command(output, "pretrain", endless),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        _until(lambda: len(read_ledger(ledger)) > 1 or process.poll() is not None)
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        workers = [rank for rank in ranks if "recipes" in " ".join(rank.cmdline()) and not rank.children()]
+        assert len(workers) == 2
+        workers[1].kill()
+        said = process.communicate(timeout=90)[1]
+        assert process.returncode == 2
+        assert "was ended by SIGKILL" in said
+        assert not psutil.wait_procs(ranks, timeout=30)[1]
+        assert not output.exists()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

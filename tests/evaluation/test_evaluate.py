@@ -16,7 +16,9 @@ from llmkit.pipeline.artefact import Artefact
 
 
 @pytest.fixture(scope="module")
-def evaluation(run: Any, classifier: Artefact, toy_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+def evaluation(
+    run: Any, classifier: Artefact, toy_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Artefact:
     settings = {"model_name_or_path": classifier.directory, "test_file": toy_files[1]}
     return run("evaluate", tmp_path_factory.mktemp("evaluate") / "e", **settings)
 
@@ -60,7 +62,9 @@ def test_metrics_and_predictions_tell_the_same(evaluation: Artefact, toy_files: 
     assert metrics["n"] == len(rows) == 40
     labels = metrics["labels"]
     true, guessed = ([row[key] for row in rows] for key in ("label", "prediction"))
-    assert value(metrics["metrics"], "accuracy") == pytest.approx(np.mean([a == b for a, b in zip(true, guessed, strict=True)]))
+    assert value(metrics["metrics"], "accuracy") == pytest.approx(
+        np.mean([a == b for a, b in zip(true, guessed, strict=True)])
+    )
     assert value(metrics["metrics"], "f1", "macro") == pytest.approx(f1_score(true, guessed, average="macro"))
     for row, name in enumerate(labels):
         for column, other in enumerate(labels):
@@ -77,7 +81,11 @@ def test_the_manifest_tells_the_headline_numbers_with_intervals(evaluation: Arte
     metrics, _ = result_of(evaluation)
     told = evaluation.manifest.metrics
     assert told["n"] == 40
-    for key, name, average in (("accuracy", "accuracy", None), ("f1_macro", "f1", "macro"), ("recall_weighted", "recall", "weighted")):
+    for key, name, average in (
+        ("accuracy", "accuracy", None),
+        ("f1_macro", "f1", "macro"),
+        ("recall_weighted", "recall", "weighted"),
+    ):
         assert told[key]["value"] == pytest.approx(value(metrics["metrics"], name, average))
         assert told[key]["low"] <= told[key]["value"] <= told[key]["high"]
 

@@ -93,9 +93,7 @@ def test_drawing_matrices_is_resampling_examples() -> None:
     """Percentiles of our bootstrap against a brute-force one that draws examples with replacement."""
     cells = np.repeat(np.arange(9), CONFUSION.reshape(-1))
     generator = np.random.default_rng(1)
-    brute = np.stack(
-        [np.bincount(generator.choice(cells, len(cells)), minlength=9).reshape(3, 3) for _ in range(8000)]
-    )
+    brute = np.stack([np.bincount(generator.choice(cells, len(cells)), minlength=9).reshape(3, 3) for _ in range(8000)])
     ours = draws_of(CONFUSION, seed=0)
     assert (ours.sum(axis=(1, 2)) == CONFUSION.sum()).all()
     for key in (("f1", "macro"), ("precision", "weighted"), ("recall", "macro"), ("accuracy", "")):

@@ -182,7 +182,8 @@ def test_a_vocabulary_below_the_tokenizers_is_refused_and_one_above_is_padding(l
 
 def test_shared_parameters_are_counted_once(loaded: Any) -> None:
     apart, tied = (
-        parameter_counts(build("llama", {**ARCHITECTURES["llama"], "tie_word_embeddings": tie}, loaded)) for tie in (False, True)
+        parameter_counts(build("llama", {**ARCHITECTURES["llama"], "tie_word_embeddings": tie}, loaded))
+        for tie in (False, True)
     )
     assert apart["embedding"] == tied["embedding"] == len(loaded) * 32
     assert apart["total"] - tied["total"] == len(loaded) * 32

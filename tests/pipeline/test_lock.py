@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -103,23 +104,30 @@ def test_a_torn_holder_file_still_gives_a_name(tmp_path: Path, content: str) -> 
 
 
 def test_looking_whether_it_is_held_refuses_nobody(tmp_path: Path) -> None:
-    """`llmkit status` in a loop beside `llmkit run` must not make it fail."""
+    """`is_held` takes the lock for an instant; `llmkit status` beside `llmkit run` must not make the run fail."""
     (tmp_path / "runs").mkdir()
-    stop = threading.Event()
+    looking = os.open(tmp_path / "runs", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_EX)
+    threading.Timer(0.03, os.close, [looking]).start()
+    with lock.hold(tmp_path / "runs"):
+        assert lock.is_held(tmp_path / "runs")
 
-    def look() -> None:
-        while not stop.wait(0.0005):
-            lock.is_held(tmp_path / "runs")
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
-        for _ in range(300):
-            with lock.hold(tmp_path / "runs"):
-                pass
-    finally:
-        stop.set()
-        watcher.join()
+def test_a_directory_renamed_between_opening_and_locking_is_not_taken_for_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def after_a_commit(handle: int, how: int) -> None:
+        monkeypatch.setattr(lock.fcntl, "flock", flock)
+        os.replace(tmp_path / "partial", tmp_path / "final")
+        flock(handle, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", after_a_commit)
+    with lock.hold(tmp_path / "partial"):
+        assert lock.is_held(tmp_path / "partial")
+        assert not lock.is_held(tmp_path / "final")
+        assert list((tmp_path / "final").iterdir()) == []
 
 
 def test_two_processes_never_hold_it_at_once(tmp_path: Path) -> None:

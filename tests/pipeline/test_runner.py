@@ -6,13 +6,12 @@ import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy_stages
-from toy_stages import assert_all_that_claims_to_be_complete_is, contents
+from toy_stages import assert_all_that_claims_to_be_complete_is, contents, until
 
 from llmkit.errors import ConfigError, DataError, LockedError, PipelineError
 from llmkit.pipeline import lock
@@ -357,13 +356,6 @@ def test_an_error_of_a_stage_keeps_what_was_finished_before_it(go, monkeypatch: 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Two runs at once, and what `status` says
-
-
-def until(condition: Any, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 @pytest.fixture

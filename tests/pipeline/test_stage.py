@@ -112,14 +112,27 @@ def test_a_model_from_elsewhere_counts_by_its_content(texts: Path) -> None:
     assert fingerprint(MEASURE, corpus="two") != before
 
 
+LOOP = Stage("loop", "", "toy_stages:LoopConfig", "toy_stages:measure", "")
+
+
 def test_what_is_no_directory_counts_by_its_name_as_hub_models_do(texts: Path) -> None:
-    assert fingerprint(MEASURE, corpus="org/model") == fingerprint(MEASURE, corpus="org/model")
-    assert fingerprint(MEASURE, corpus="org/model") != fingerprint(MEASURE, corpus="org/other")
+    assert fingerprint(LOOP, corpus="org/model") == fingerprint(LOOP, corpus="org/model")
+    assert fingerprint(LOOP, corpus="org/model") != fingerprint(LOOP, corpus="org/other")
+
+
+@pytest.mark.parametrize(("stage", "path"), [(MEASURE, "org/model"), (LOOP, "./model"), (LOOP, "/a/model"), (LOOP, "a/b/c")])
+def test_a_directory_that_is_not_there_is_refused_where_a_hub_name_cannot_be_meant(
+    texts: Path, stage: Stage, path: str
+) -> None:
+    with pytest.raises(DataError, match=f"corpus: there is no directory '{path}'"):
+        fingerprint(stage, corpus=path)
 
 
 def _training(*words: str) -> str:
     stage = REAL_STAGES["pretrain"]
-    resolved = parse_arguments(stage.config_class, ["--tokens", "org/tokens", *words])
+    Path("tokens").mkdir(exist_ok=True)
+    Path("tokens/index.json").write_text("{}")
+    resolved = parse_arguments(stage.config_class, ["--tokens", "tokens", *words])
     return identify(stage, resolved.config, FileHashes(Path("hashes.json"))).fingerprint
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,9 @@ def write_slowly(path: Path, text: str, pause: float, pieces: int = 4) -> None:
         for start in range(0, len(text), size):
             file.write(text[start : start + size])
             file.flush()
-            time.sleep(pause)
+            end = time.monotonic() + pause
+            while (rest := end - time.monotonic()) > 0:
+                time.sleep(min(rest, 0.05))  # a signal that comes just before a long sleep would wait for its end
 
 
 def gather(config: GatherConfig, workspace: Workspace) -> dict[str, Any]:
@@ -208,6 +210,13 @@ def assert_all_that_claims_to_be_complete_is(runs: Path) -> int:
             written = {item.relative_to(path.parent).as_posix() for item in path.parent.rglob("*") if item.is_file()}
             assert written == {record.path for record in artefact.manifest.files} | {"manifest.json"}
     return len(manifests)
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
 
 
 def _die_at(instant: int, below: Path) -> None:

@@ -105,7 +105,9 @@ def test_a_file_that_cannot_be_used_is_named_with_the_line(tmp_path: Path, name:
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
 @pytest.mark.parametrize("line", [2, 3000])
 def test_a_file_that_is_not_utf8_is_named_with_the_line(tmp_path: Path, name: str, line: int) -> None:
-    row = b'{"text": "abcdefgh", "label": "x"}' if name.endswith("jsonl") else b"abcdefgh,x" if "csv" in name else b"abcdefgh\tx"
+    row = (
+        b'{"text": "abcdefgh", "label": "x"}' if name.endswith("jsonl") else b"abcdefgh,x" if "csv" in name else b"abcdefgh\tx"
+    )
     rows = [row] * 4000
     rows[line - 1] = row.replace(b"abc", "ü".encode("latin-1"))
     if not name.endswith("jsonl"):
@@ -115,7 +117,7 @@ def test_a_file_that_is_not_utf8_is_named_with_the_line(tmp_path: Path, name: st
 
 
 def test_a_file_that_is_not_there_is_named_with_where_it_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere.csv is not a file"):
+    with pytest.raises(DataError, match=r"nowhere\.csv is not a file"):
         read_table(tmp_path / "nowhere.csv")
     with pytest.raises(DataError, match="is not a file"):
         read_table(tmp_path)

@@ -31,7 +31,9 @@ def test_texts_and_labels_are_stripped_and_numbers_are_labels() -> None:
 
 
 def test_an_id_of_the_row_is_kept() -> None:
-    found = task.examples([Row("f:1", {"id": 7, "text": "a", "label": "x"}), Row("f:2", {"text": "b", "label": "y"})], None, None)
+    found = task.examples(
+        [Row("f:1", {"id": 7, "text": "a", "label": "x"}), Row("f:2", {"text": "b", "label": "y"})], None, None
+    )
     assert [item.id for item in found] == ["7", "f:2"]
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_every_document_ends_with_eos_and_no_token_is_lost(corpus: Artefact, tok
         documents = [item.text for item in read_documents(corpus.directory, split)]
         expected = [[*loaded.encode(text), loaded.eos_token_id] for text in documents]
         stream = TokenStream(tokens.directory, split)
-        assert stream.read(0, len(stream)).tolist() == sum(expected, [])
+        assert stream.read(0, len(stream)).tolist() == list(chain(*expected))
         assert stream.text_bytes == sum(len(text.encode()) for text in documents)
         offsets = np.load(tokens.directory / f"{split}-00000.offsets.npy")
         assert np.diff(offsets).tolist() == [len(ids) for ids in expected]
@@ -47,7 +48,9 @@ def test_every_document_ends_with_eos_and_no_token_is_lost(corpus: Artefact, tok
         assert tokens.manifest.metrics[split]["tokens"] == len(stream)
 
 
-def test_a_literal_end_of_text_in_a_document_stays_text(run: Any, make_corpus: Any, tokenizer: Artefact, tmp_path: Path) -> None:
+def test_a_literal_end_of_text_in_a_document_stays_text(
+    run: Any, make_corpus: Any, tokenizer: Artefact, tmp_path: Path
+) -> None:
     text = "Write <|endoftext|> after it, or <|pad|>."
     made = make_corpus(tmp_path, [text], validation_fraction=0.0)
     shards = run("tokenize", tmp_path / "tokens", corpus=made.directory, tokenizer=tokenizer.directory)
@@ -88,7 +91,7 @@ def test_ids_are_16_bits_where_the_vocabulary_allows_it(
 def test_a_stream_over_several_shards_reads_as_one_list(
     documents: list[list[int]], per_shard: int, reads: list[tuple[int, int]]
 ) -> None:
-    everything = sum(documents, [])
+    everything = list(chain(*documents))
     with tempfile.TemporaryDirectory() as place:
         index = write(Path(place), documents, per_shard)
         stream = TokenStream(Path(place), "train")

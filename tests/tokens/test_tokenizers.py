@@ -36,7 +36,9 @@ def test_every_algorithm_loads_with_auto_tokenizer_and_reads_what_it_writes(each
     tokenizer = AutoTokenizer.from_pretrained(each.directory)
     assert tokenizer.is_fast
     assert len(tokenizer) == each.manifest.metrics["vocab_size"] == 900
-    assert tokenizer.decode(tokenizer.encode("Return the value of 今天的天气很好 x.")) == "Return the value of 今天的天气很好 x."
+    assert (
+        tokenizer.decode(tokenizer.encode("Return the value of 今天的天气很好 x.")) == "Return the value of 今天的天气很好 x."
+    )
     ids = tokenizer(["Return the value", "x"], padding=True)["input_ids"]
     assert len(ids[0]) == len(ids[1])
     assert ids[1][-1] == tokenizer.pad_token_id, "padding stands on the right"
@@ -60,7 +62,9 @@ def test_a_text_gets_no_special_tokens_of_its_own(loaded: Any) -> None:
 _ASSIGNED = st.characters(exclude_categories=("Cs", "Cn"))
 
 
-@given(st.text(_ASSIGNED) | st.text(st.sampled_from(" \n\r\t'’12٣०今天天氣\u3000é\u0301ü\u200d👩🏽\ufe0f<|>endoftx\x00\u2028")))
+@given(
+    st.text(_ASSIGNED) | st.text(st.sampled_from(" \n\r\t'’12٣०今天天氣\u3000é\u0301ü\u200d👩🏽\ufe0f<|>endoftx\x00\u2028"))
+)
 @example("<|endoftext|>")
 @example("  \r\n\t 今天的天气很好 👩🏽‍🚀 e\u0301 \u1112\u1161\u11ab \ud7b0 don't DON'T 12345 ١٢٣")
 @example("")

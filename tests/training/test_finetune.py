@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_plain_transformers_gives_the_label_that_our_prediction_gives(
     if kind == "bert":
         made = run("finetune", tmp_path / "m", model_name_or_path=bert, train_file=toy_files[0], **quick)
         assert made.manifest.metrics["validation"]["accuracy"] >= 0.9
-    rows = toy(30, start=500) + [{"text": "x", "label": "bad"}, {"text": "The soup was lovely.", "label": "good"}]
+    rows = [*toy(30, start=500), {"text": "x", "label": "bad"}, {"text": "The soup was lovely.", "label": "good"}]
     theirs = pipeline("text-classification", model=str(made.directory))([row["text"] for row in rows], batch_size=8)
     model = AutoModelForSequenceClassification.from_pretrained(made.directory, dtype="float32").eval()
     tokenizer = task.load_tokenizer(str(made.directory))
@@ -203,6 +204,24 @@ def test_fewer_training_examples_are_drawn_by_the_seed(
 def test_the_best_checkpoint_is_kept_and_measured(classifier: Artefact) -> None:
     curve = [entry for entry in read_ledger(classifier.directory / "metrics.jsonl") if "eval_f1_macro" in entry]
     best = max(entry["eval_f1_macro"] for entry in curve)
+    assert len({entry["step"] for entry in curve}) == len(curve) == 8, "one evaluation an epoch, and none mislabelled"
     metrics = classifier.manifest.metrics
     assert metrics["validation"]["f1_macro"] == pytest.approx(best)
     assert metrics["best_step"] == next(entry["step"] for entry in curve if entry["eval_f1_macro"] == best)
+
+
+def test_the_validation_metrics_are_those_of_the_weights_that_are_kept(
+    classifier: Artefact, toy_files: tuple[Path, Path]
+) -> None:
+    from llmkit.tasks.tables import read_table
+
+    _, held = task.hold_out(task.examples(read_table(toy_files[0]), None, None), 0.1, 0)
+    model = AutoModelForSequenceClassification.from_pretrained(classifier.directory, dtype="float32").eval()
+    tokenizer = task.load_tokenizer(str(classifier.directory))
+    chances = predict(model, tokenizer, task.Features(held, tokenizer, ["bad", "good"], 32), 4)
+    true = [["bad", "good"].index(item.label) for item in held]
+    validation = classifier.manifest.metrics["validation"]
+    assert validation["examples"] == len(held)
+    assert validation["accuracy"] == pytest.approx(sum(chances.argmax(1) == true) / len(true))
+    loss = -sum(math.log(row[index]) for row, index in zip(chances, true, strict=True)) / len(true)
+    assert validation["loss"] == pytest.approx(loss, abs=1e-4)

@@ -43,7 +43,7 @@ def test_every_order_of_few_samples_occurs() -> None:
 
 
 def test_the_order_looks_random() -> None:
-    """Over many keys every sample takes every place about equally often (chi-squared), and neighbours do not stay neighbours."""
+    """Every sample takes every place about equally often (chi-squared), and neighbours do not stay neighbours."""
     n, keys = 20, 4000
     counts = np.zeros((n, n))
     for seed in range(keys):

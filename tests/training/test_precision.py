@@ -45,7 +45,9 @@ def test_what_is_asked_wins_over_what_the_hardware_has(
     assert precision(config(**settings), layout) == {"bf16": bf16, "fp16": False}
 
 
-@pytest.mark.parametrize(("settings", "layout"), [({"bf16": True}, "fp16"), ({"fp16": True}, "bf16"), ({"bf16": False}, "bf16")])
+@pytest.mark.parametrize(
+    ("settings", "layout"), [({"bf16": True}, "fp16"), ({"fp16": True}, "bf16"), ({"bf16": False}, "bf16")]
+)
 def test_two_places_that_ask_for_different_precisions_are_refused(settings: dict[str, Any], layout: str) -> None:
     with pytest.raises(ConfigError, match=f"the accelerate config for '{layout}'; set it in one place"):
         precision(config(**settings), layout)

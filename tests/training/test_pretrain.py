@@ -40,6 +40,7 @@ def loss_by_hand(artefact: Artefact, tokens: Artefact, block_size: int) -> float
 def test_the_result_generates_text_with_plain_transformers(base_model: Artefact) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_model.directory)
     assert model.config.model_type == "llama"
+    assert model.config.use_cache, "generation is slow without"
     assert model.generation_config.eos_token_id == model.config.eos_token_id
     generate = pipeline("text-generation", model=str(base_model.directory))
     text = generate("Return the", max_new_tokens=5)[0]["generated_text"]

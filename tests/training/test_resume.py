@@ -109,6 +109,7 @@ def test_a_run_killed_after_its_last_step_only_finishes(
     run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {**tiny, "tokens": tokens.directory, "max_steps": 4, "save_steps": 2, "eval_steps": 2}
+    settings["lr_scheduler_type"] = "constant"  # one step more would move the weights
     whole = run("pretrain", tmp_path / "whole", **settings)
     killed("end", 1, "pretrain", tmp_path / "killed", settings)
     capsys.readouterr()
@@ -118,6 +119,23 @@ def test_a_run_killed_after_its_last_step_only_finishes(
     assert told(resumed) == told(whole)
     assert resumed.manifest.metrics["validation"] == whole.manifest.metrics["validation"]
     assert resumed.manifest.metrics["train_loss"] == whole.manifest.metrics["train_loss"]
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_killed_twice_ends_with_the_bytes_of_an_uninterrupted_one(
+    run: Any, base_model: Artefact, toy_files: tuple[Path, Path], quick: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**quick, "model_name_or_path": base_model.directory, "train_file": str(toy_files[0]), "num_train_epochs": 4.0}
+    settings["logging_steps"] = 1
+    whole = run("finetune", tmp_path / "whole", **settings)
+    killed("checkpoint rename", 2, "finetune", tmp_path / "killed", settings)
+    killed("end of finetune", 1, "finetune", tmp_path / "killed", settings)
+    resumed = run("finetune", tmp_path / "killed", **settings)
+    assert (resumed.directory / "model.safetensors").read_bytes() == (whole.directory / "model.safetensors").read_bytes()
+    assert resumed.manifest.digest == whole.manifest.digest
+    assert resumed.manifest.metrics["validation"] == whole.manifest.metrics["validation"]
+    assert resumed.manifest.metrics["best_step"] == whole.manifest.metrics["best_step"]
+    assert told(resumed) == told(whole)
 
 
 def test_a_checkpoint_loads_as_a_model_repository(
