@@ -20,7 +20,7 @@ def guarded(command: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except LLMKitError as failure:
-        if _is_main():
+        if _is_main() and not failure.reported:
             print(f"llmkit: {failure}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

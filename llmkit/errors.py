@@ -10,6 +10,9 @@ from __future__ import annotations
 class LLMKitError(Exception):
     """Base of all errors that a user can cause and mend."""
 
+    reported = False
+    """Whether the message has been printed already, by the process in which it arose."""
+
 
 class ConfigError(LLMKitError):
     """Settings that cannot be used; carries every problem found, not only the first."""

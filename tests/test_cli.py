@@ -200,7 +200,8 @@ def test_a_reader_that_has_seen_enough_causes_no_error(unbuffered: str) -> None:
 
 def test_ctrl_c_in_a_real_process_ends_with_130() -> None:
     program = (
-        "import sys, time\nfrom llmkit import cli\n"
+        "import signal, sys, time\nfrom llmkit import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell turns it off for what it runs with `&`
         "def wait():\n    print('waiting', flush=True)\n    for _ in range(600):\n        time.sleep(0.05)\n    return 0\n"
         "sys.exit(cli.guarded(wait))"
     )

@@ -79,7 +79,9 @@ def launch_stage(stage: Stage, resolved: Resolved[Any], output: Path, layout: st
         return artefact
     message = failure_message(output)
     if message:
-        raise LLMKitError(message)
+        error = LLMKitError(message)
+        error.reported = True
+        raise error
     raise StageFailed(f"{stage.name}: its process ended with exit code {status}; what it printed above says why")
 
 

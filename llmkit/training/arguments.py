@@ -186,12 +186,6 @@ class TrainingConfig(StageConfig):
     logging_steps: int = option(10, identity=False)
     """Steps between two entries of the training loss in metrics.jsonl."""
 
-    eval_steps: int = option(200)
-    """Steps between two evaluations on the validation data; the end is always evaluated."""
-
-    save_steps: int = option(200, identity=False)
-    """Steps between two checkpoints. A killed run goes on from the newest."""
-
     save_total_limit: int = option(2, identity=False)
     """Checkpoints kept while training goes on."""
 
@@ -207,8 +201,6 @@ class TrainingConfig(StageConfig):
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
             "logging_steps",
-            "eval_steps",
-            "save_steps",
             "save_total_limit",
         ):
             if getattr(self, name) < 1:

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from llmkit.config import option
-from llmkit.training.arguments import TrainingConfig
+from llmkit.config import FieldSpec, option
+from llmkit.training.arguments import RENAMED, TrainingConfig
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
 
 
+_BY_EPOCH = (
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "load_best_model_at_end",
+    "greater_is_better",
+)
+
+
 @dataclass(kw_only=True)
 class FinetuneConfig(TrainingConfig):
     """Settings of the finetune stage."""
+
+    renamed: ClassVar = {**RENAMED, **dict.fromkeys(_BY_EPOCH, "fine-tuning evaluates and saves after each epoch")}
+
+    @classmethod
+    def further_settings(cls) -> dict[str, FieldSpec]:
+        return {name: spec for name, spec in super().further_settings().items() if name not in _BY_EPOCH}
 
     model_name_or_path: str = option(role="artefact")
     """Base model: the directory of a `pretrain` result, or any local or hub model, encoder or decoder."""

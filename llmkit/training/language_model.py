@@ -18,11 +18,13 @@ from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
+from llmkit.training.order import OrderedSamples
 from llmkit.training.trainer import (
     LLMKitTrainer,
     describe_run,
     discard_checkpoints,
     last_checkpoint,
+    samples_per_step,
     training_arguments,
 )
 
@@ -44,7 +46,16 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     train_set, validation_set = _sample_sets(config, tokens)
     seed_model = _seed_model(config, workspace, tokenizer)
     # After the seed model and before the one that is trained: under ZeRO-3 this changes how transformers creates models.
-    arguments = training_arguments(config, directory, eval_strategy="steps" if validation_set else "no")
+    arguments = training_arguments(
+        config,
+        directory,
+        eval_strategy="steps" if validation_set else "no",
+        eval_steps=config.eval_steps,
+        save_steps=config.save_steps,
+    )
+    per_step = samples_per_step(arguments)
+    if config.max_steps < 0:
+        arguments.max_steps = math.ceil(config.num_train_epochs * len(train_set) / per_step)
     if validation_set:
         validation_set.fill_up_to_multiple(arguments.eval_batch_size * arguments.world_size)
     model = _load(config, seed_model)
@@ -64,7 +75,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         targets_per_sample=targets / len(validation_set) if validation_set else None,
         model=model,
         args=arguments,
-        train_dataset=train_set,
+        train_dataset=OrderedSamples(train_set, len(train_set), arguments.max_steps, per_step, config.seed),
         eval_dataset=validation_set,
         processing_class=tokenizer,
     )

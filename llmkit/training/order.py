@@ -9,9 +9,10 @@ not depend on ranks, micro-batch, accumulation or data workers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 _ROUNDS = 6
 _MASK = (1 << 64) - 1
@@ -54,18 +55,52 @@ def permute(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def sample_ids(step: int, global_batch: int, n: int, seed: int) -> np.ndarray:
-    """The samples of one optimizer step, whatever the layout: positions step * global_batch and on, epoch after epoch.
+def samples_at(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """The samples that stand at positions of a run, epoch after epoch; each epoch of n positions holds every sample once.
+
+    Args:
+        positions: int64 of any shape; 0 is the first sample of the run.
 
     Returns:
-        int64 of shape [global_batch]; each epoch of n samples holds every sample once.
+        int64 of the same shape.
     """
-    positions = np.arange(step * global_batch, (step + 1) * global_batch, dtype=np.int64)
-    ids = np.empty(global_batch, dtype=np.int64)
+    ids = np.empty(positions.shape, dtype=np.int64)
     for epoch in np.unique(positions // n):
         here = positions // n == epoch
         ids[here] = permute(positions[here] % n, n, seed, int(epoch))
     return ids
+
+
+def sample_ids(step: int, global_batch: int, n: int, seed: int) -> np.ndarray:
+    """The samples of one optimizer step, whatever the layout; int64 of shape [global_batch]."""
+    return samples_at(np.arange(step * global_batch, (step + 1) * global_batch, dtype=np.int64), n, seed)
+
+
+class OrderedSamples(Dataset):
+    """The samples of a whole run in their order, so that a run is one pass over it from front to back.
+
+    Its length is a multiple of the global batch: where epochs end inside a step, no rank has to repeat a sample to even out
+    its batch, and two ranks take the same steps as one.
+    """
+
+    def __init__(self, samples: Dataset, n: int, steps: int, global_batch: int, seed: int):
+        """Set up.
+
+        Args:
+            n: number of samples in `samples`.
+            steps: optimizer steps of the run.
+            global_batch: samples of a step, on all ranks.
+        """
+        self.samples, self.n, self.length, self.seed = samples, n, steps * global_batch, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitems__(self, positions: list[int]) -> list[Any]:
+        return [self.samples[index] for index in samples_at(np.asarray(positions, dtype=np.int64), self.n, self.seed).tolist()]
+
+    def __getitem__(self, position: int) -> Any:
+        return self.__getitems__([position])[0]
 
 
 class PermutedSampler(Sampler[int]):

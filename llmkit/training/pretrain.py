@@ -56,8 +56,17 @@ class PretrainConfig(TrainingConfig):
     attn_implementation: str | None = option(None)
     """Attention kernel: sdpa, eager, flash_attention_2, ... None: the best that transformers finds."""
 
+    eval_steps: int = option(200)
+    """Steps between two evaluations on the validation data; the end is always evaluated."""
+
+    save_steps: int = option(200, identity=False)
+    """Steps between two checkpoints. A killed run goes on from the newest."""
+
     def problems(self) -> Iterable[str]:
         yield from super().problems()
+        for name in ("eval_steps", "save_steps"):
+            if getattr(self, name) < 1:
+                yield f"{name}: is {getattr(self, name)}, must be at least 1"
         if self.block_size < 2:
             yield f"block_size: is {self.block_size}, must be at least 2: a token is predicted from the one before it"
         if self.tokens and (self.train_file or self.dataset_name):

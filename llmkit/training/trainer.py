@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DistributedType
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -22,7 +22,7 @@ from llmkit.errors import ConfigError
 from llmkit.pipeline.artefact import LEDGER, sync
 from llmkit.training.hardware import on_cpu, precision, use_cpu_well
 from llmkit.training.ledger import Ledger
-from llmkit.training.order import PermutedSampler
+from llmkit.training.order import OrderedSamples, PermutedSampler
 from llmkit.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,8 +56,6 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         "max_grad_norm",
         "seed",
         "logging_steps",
-        "eval_steps",
-        "save_steps",
         "save_total_limit",
     )
     values: dict[str, Any] = {name: getattr(config, name) for name in shared}
@@ -79,6 +77,11 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         return TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as failure:
         raise ConfigError([f"transformers refuses the training settings: {failure}"]) from failure
+
+
+def samples_per_step(arguments: TrainingArguments) -> int:
+    """Samples of one optimizer step, on all processes."""
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
 
 
 class LLMKitTrainer(Trainer):
@@ -106,15 +109,18 @@ class LLMKitTrainer(Trainer):
         self.targets_per_sample = targets_per_sample
         self.remove_callback(PrinterCallback)
         self.add_callback(Ledger(workspace.directory / LEDGER))
-        self.add_callback(Progress(workspace.say, self.samples_per_step * items_per_sample, items))
+        self.add_callback(Progress(workspace.say, samples_per_step(self.args) * items_per_sample, items))
 
-    @property
-    def samples_per_step(self) -> int:
-        """Samples of one optimizer step, on all processes."""
-        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the epoch counted in passes over the samples, where for Trainer the whole run is one."""
+        if isinstance(self.train_dataset, OrderedSamples):
+            self.state.epoch = self.state.global_step * samples_per_step(self.args) / self.train_dataset.n
+        super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if isinstance(dataset, OrderedSamples):
+            return SequentialSampler(dataset)
         if self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(dataset)
         return PermutedSampler(len(dataset), self.args.seed)  # type: ignore[arg-type]
@@ -222,6 +228,6 @@ def describe_run(trainer: LLMKitTrainer) -> dict[str, Any]:
         "device": str(args.device.type),
         "layout": layout.value if isinstance(layout, DistributedType) else str(layout),
         "precision": precision_name,
-        "samples_per_step": trainer.samples_per_step,
+        "samples_per_step": samples_per_step(args),
         "threads": torch.get_num_threads(),
     }

@@ -390,7 +390,7 @@ def test_a_run_after_a_killed_one_goes_on_with_it(busy, go, tmp_path: Path) -> N
 
 def test_an_interrupt_ends_with_130_and_the_next_run_goes_on(busy, go) -> None:
     busy.send_signal(signal.SIGINT)
-    _, err = busy.communicate()
+    _, err = busy.communicate(timeout=30)
     assert busy.returncode == 130
     assert err == "llmkit: interrupted; the same command goes on where this one stopped\n"
     assert go() == ["learn", "combine"]

@@ -277,6 +277,7 @@ def main() -> int:
     if sys.argv[1] == "die":
         run_and_die_at_every_instant(Path(sys.argv[2]), Path(sys.argv[3]))
         return 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell turns it off for what it runs with `&`
     print("started", file=sys.stderr, flush=True)
     return cli.main(sys.argv[1:])
 
