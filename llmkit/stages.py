@@ -13,6 +13,9 @@ from llmkit.pipeline import runner
 from llmkit.pipeline.artefact import Artefact, FileHashes
 from llmkit.pipeline.stage import Stage, finished_line, identify, rank, run_stage
 
+# What a training stage leaves for a resume, and a pickle of transformers that says what llmkit.yaml says better.
+_TRAINING_SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "training_args.bin")
+
 STAGES = {
     stage.name: stage
     for stage in (
@@ -44,6 +47,7 @@ STAGES = {
             function="llmkit.training.pretrain:pretrain",
             next="llmkit finetune --model_name_or_path {output} --dataset_name llmkit/reviews",
             launched=True,
+            scratch=_TRAINING_SCRATCH,
             default_recipe="pretrain/quickstart",
             prepare="llmkit.stages:prepare_tokens",
         ),
@@ -54,6 +58,7 @@ STAGES = {
             function="llmkit.training.finetune:finetune",
             next="llmkit evaluate --model_name_or_path {output} --test_file TEST (or --dataset_name llmkit/reviews)",
             launched=True,
+            scratch=_TRAINING_SCRATCH,
         ),
         Stage(
             name="evaluate",
@@ -115,7 +120,8 @@ def run_from_command_line(name: str, words: list[str], run_with_layout: Any = No
     if options.get("accelerate_config"):
         artefact = run_with_layout(stage, resolved, output, options["accelerate_config"], force)
     else:
-        artefact = run_stage(stage, resolved, output, force=force, layout=options.get("layout"))
+        # Started by a pipeline or another command, it may meet the process of an earlier one that was killed, still at work.
+        artefact = run_stage(stage, resolved, output, force=force, layout=options.get("layout"), wait="layout" in options)
     if rank()[0] == 0 and not options.get("layout"):  # else the process that launched this one says it
         print(finished_line(stage, artefact))
     return 0

@@ -42,8 +42,12 @@ PLACEHOLDERS = (
     "my_dataset/data.jsonl",
     "my_base_model/config.json",
 )
-# What an earlier command of the guides has made.
-MADE = {"runs/sentiment/finetune/llmkit.yaml": "model_name_or_path: MODEL\ndataset_name: llmkit/reviews\n"}
+# What earlier commands of the guides have made.
+MADE = {
+    "runs/sentiment/finetune/llmkit.yaml": "model_name_or_path: MODEL\ndataset_name: llmkit/reviews\n",
+    "runs/sentiment/pretrain/config.json": "{}\n",
+    "runs/my/tokens-again/index.json": "{}\n",
+}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 

@@ -18,7 +18,7 @@ from llmkit.config import Source, resolve
 from llmkit.errors import ConfigError
 from llmkit.evaluation import baselines
 from llmkit.evaluation.classification import LEVEL, Metric, compare_accuracy, confusion_matrix, measure
-from llmkit.pipeline.artefact import Artefact, enclosing
+from llmkit.pipeline.artefact import Artefact, enclosing, sha256_of
 from llmkit.tasks import text_classification as task
 from llmkit.tasks.tables import read_dataset, read_table
 from llmkit.training.classifier import load_examples
@@ -58,7 +58,11 @@ def evaluate_classifier(config: EvaluateConfig, workspace: Workspace) -> dict[st
         "comparison": [],
     }
     if config.baselines and finetuned is not None:
-        _add_baselines(result, finetuned, test, true, predicted, config.seed)
+        changed = _changed_data(finetuned)
+        if changed:
+            workspace.say(f"baselines left out: {changed} is not there as it was when the model was trained")
+        else:
+            _add_baselines(result, finetuned, test, true, predicted, config.seed)
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (workspace.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
     _write_predictions(workspace.directory / "predictions.parquet", test, labels, predicted, chances)
@@ -117,6 +121,15 @@ def predict(model: Any, tokenizer: Any, features: task.Features, batch_size: int
         for index, row in zip(chosen, output, strict=True):
             logits[index] = row
     return task.probabilities(np.stack([row for row in logits if row is not None]))
+
+
+def _changed_data(finetuned: Artefact) -> str | None:
+    """The first file of the model's training data that is gone or changed: baselines must learn from the same data."""
+    for record in finetuned.manifest.raw_inputs:
+        path = Path(record.path)
+        if record.size and not (path.is_file() and sha256_of(path) == record.sha256):
+            return record.path
+    return None
 
 
 def _add_baselines(

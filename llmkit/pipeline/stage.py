@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import importlib
 import json
@@ -61,6 +62,8 @@ class Stage:
     """Raised when the same settings and inputs give other bytes than before."""
     launched: bool = False
     """Whether it is started by `accelerate launch`, and resumes what an earlier attempt left."""
+    scratch: tuple[str, ...] = ()
+    """Patterns of what only a resume needs; removed once the manifest is written, and no part of the result."""
     default_recipe: str | None = None
     """The shipped settings that serve when none are given."""
     prepare: str | None = None
@@ -244,7 +247,7 @@ def run_stage(
             return existing
         if ranks == 1 and not force and _is_finished(partial, identity):
             say(f"{stage.name}: an earlier run had finished all but the last step: {display(output)}")
-            publish(partial, output)
+            publish(partial, output, stage.scratch)
             return Artefact(output, Manifest.from_json((output / MANIFEST).read_text(encoding="utf-8")))
         _prepare(partial, identity, keep=stage.launched)
         return _run_main(stage, resolved, output, partial, identity, layout, distributed=ranks > 1)
@@ -367,14 +370,17 @@ def _prepare(partial: Path, identity: Identity, keep: bool) -> None:
             torn.unlink()
     if not (same and keep):
         for item in partial.iterdir():
-            if item.name == lock.HOLDER:
-                continue
-            if item.is_dir() and not item.is_symlink():
-                shutil.rmtree(item)
-            else:
-                item.unlink()
+            if item.name != lock.HOLDER:
+                _remove(item)
     # Written last: other ranks start when they see it.
     write_synced(attempt, json.dumps({"fingerprint": identity.fingerprint, "pid": os.getpid()}))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _wait_for_main(partial: Path, identity: Identity, timeout: float = 600.0) -> None:
@@ -406,10 +412,11 @@ def _commit(
     layout: str | None,
     seconds: float,
 ) -> Artefact:
-    # The mark of the attempt goes last: until the manifest is there, a kill must find what is to be resumed.
-    ours = {partial / name for name in (_ATTEMPT, _FAILURE, lock.HOLDER)}
+    # What a resume needs goes last: until the manifest is there, a kill must find it.
     files = []
-    for path in sorted(item for item in partial.rglob("*") if item.is_file() and item not in ours):
+    for path in sorted(item for item in partial.rglob("*") if item.is_file()):
+        if _is_scratch(path, partial, stage.scratch):
+            continue
         sync(path)
         files.append(FileRecord(path.relative_to(partial).as_posix(), path.stat().st_size, sha256_of(path)))
     inputs = {
@@ -437,14 +444,19 @@ def _commit(
     write_synced(partial / MANIFEST, manifest.to_json())
     for directory in {path.parent for path in partial.rglob("*")}:
         sync(directory)
-    publish(partial, output)
+    publish(partial, output, stage.scratch)
     return Artefact(output, manifest)
 
 
-def publish(partial: Path, output: Path) -> None:
+def _is_scratch(path: Path, partial: Path, scratch: tuple[str, ...]) -> bool:
+    top = path.relative_to(partial).parts[0]
+    return top in (_ATTEMPT, _FAILURE, lock.HOLDER) or any(fnmatch.fnmatch(top, pattern) for pattern in scratch)
+
+
+def publish(partial: Path, output: Path, scratch: tuple[str, ...] = ()) -> None:
     """Rename a finished partial directory to its place; what stood there goes only afterwards."""
-    for name in (_ATTEMPT, _FAILURE, lock.HOLDER):
-        (partial / name).unlink(missing_ok=True)
+    for path in [item for item in partial.iterdir() if _is_scratch(item, partial, scratch)]:
+        _remove(path)
     if output.exists() and not any(output.iterdir()):
         output.rmdir()
     aside = output.with_name(f"{output.name}.replaced")

@@ -13,7 +13,7 @@ from llmkit.models.causal import parameter_counts
 from llmkit.tasks import text_classification as task
 from llmkit.tasks.tables import REVIEWS, read_dataset, read_table
 from llmkit.training.card import settings_table, write_card
-from llmkit.training.trainer import LLMKitTrainer, describe_run, discard_checkpoints, last_checkpoint, training_arguments
+from llmkit.training.trainer import LLMKitTrainer, describe_run, last_checkpoint, training_arguments
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
@@ -88,7 +88,7 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
         compute_metrics=task.compute_metrics,
     )
     checkpoint = last_checkpoint(directory)
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     measured = trainer.final_evaluation()
     metrics = {
         **describe_run(trainer),
@@ -100,19 +100,16 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
             **{name.removeprefix("eval_"): measured[name] for name in ("eval_loss", "eval_accuracy", "eval_f1_macro")},
         },
         "best_step": trainer.state.best_global_step,
-        "train_loss": outcome.training_loss,
         "max_length": max_length,
     }
     trainer.save_model(str(directory))
     if workspace.is_main:
-        _finish(config, directory, metrics)
+        _describe(config, directory, metrics)
     workspace.say(f"validation accuracy {measured['eval_accuracy']:.3f}, macro F1 {measured['eval_f1_macro']:.3f}")
     return metrics
 
 
-def _finish(config: FinetuneConfig, directory: Path, metrics: dict[str, Any]) -> None:
-    discard_checkpoints(directory)
-    (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in llmkit.yaml
+def _describe(config: FinetuneConfig, directory: Path, metrics: dict[str, Any]) -> None:
     data = config.dataset_name or Path(config.train_file or "").name
     accuracy, macro = metrics["validation"]["accuracy"], metrics["validation"]["f1_macro"]
     front = {

@@ -22,7 +22,6 @@ from llmkit.training.order import OrderedSamples
 from llmkit.training.trainer import (
     LLMKitTrainer,
     describe_run,
-    discard_checkpoints,
     last_checkpoint,
     samples_per_step,
     training_arguments,
@@ -89,7 +88,6 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     learned = metrics["steps"] * metrics["samples_per_step"] * train_set.stride
     metrics["tokens_learned"] = learned
     metrics["epochs"] = learned / max(1, _target_count(train_set))
-    metrics["train_loss"] = _last_train_loss(trainer)
     runtime = outcome.metrics["train_runtime"]
     if checkpoint is None and runtime > 0:
         metrics["train_tokens_per_second"] = learned / runtime
@@ -104,7 +102,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         workspace.say(f"validation loss {loss:.4f}, {metrics['validation']['bits_per_byte']:.4f} bits per byte")
     trainer.save_model(str(directory))
     if workspace.is_main:
-        _finish(model.config.model_type, directory, tokens, metrics)
+        _describe(model.config.model_type, directory, tokens, metrics)
     return metrics
 
 
@@ -171,15 +169,7 @@ def _check_same_tokenizer(config: PretrainConfig) -> None:
         raise ArtefactError(f"{config.tokens} was not written with the tokenizer of {config.model_name_or_path}")
 
 
-def _last_train_loss(trainer: LLMKitTrainer) -> float | None:
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return losses[-1] if losses else None
-
-
-def _finish(model_type: str, directory: Path, tokens: Artefact, metrics: dict[str, Any]) -> None:
-    discard_checkpoints(directory)
-    shutil.rmtree(directory / _SEED_MODEL, ignore_errors=True)
-    (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle; the settings are in llmkit.yaml
+def _describe(model_type: str, directory: Path, tokens: Artefact, metrics: dict[str, Any]) -> None:
     # Times stay in the manifest: in the card they would give equal results different bytes.
     facts = {key: value for key, value in metrics.items() if not isinstance(value, dict) and key not in _OF_THE_MOMENT}
     sections = {

@@ -210,20 +210,16 @@ def last_checkpoint(directory: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def discard_checkpoints(directory: Path) -> None:
-    """Remove what only a resume needs, once the stage is complete."""
-    for path in [*directory.glob("checkpoint-*"), directory / _WRITING]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def describe_run(trainer: LLMKitTrainer) -> dict[str, Any]:
-    """How a run was laid out: processes, device, precision, batch arithmetic, time per step."""
+    """How a run was laid out: steps, last training loss, processes, device, precision, batch arithmetic."""
     args, state = trainer.args, trainer.state
     precision_name = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     processes = args.world_size
     layout = trainer.accelerator.distributed_type
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return {
         "steps": state.global_step,
+        "train_loss": losses[-1] if losses else None,
         "processes": processes,
         "device": str(args.device.type),
         "layout": layout.value if isinstance(layout, DistributedType) else str(layout),

@@ -87,7 +87,9 @@ def test_two_ranks_have_the_losses_of_one_also_past_the_end_of_an_epoch(
 ) -> None:
     further = {**settings, "per_device_train_batch_size": 64, "max_steps": 9, "eval_steps": 100}  # 7 steps an epoch
     one = run("pretrain", tmp_path / "one", **{**further, "per_device_train_batch_size": 128})
-    subprocess.run(command(tmp_path / "two", "pretrain", further), capture_output=True, timeout=240, check=True)
+    words = command(tmp_path / "two", "pretrain", further)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     two = Artefact.open(tmp_path / "two", "pretrain")
     assert losses(two)[:6] == pytest.approx(losses(one)[:6], abs=TOLERANCE)
     assert losses(two) == pytest.approx(losses(one), abs=TOLERANCE)

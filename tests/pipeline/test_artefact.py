@@ -224,9 +224,9 @@ def test_the_manifest_is_written_after_every_other_file_and_before_the_rename(
             assert not (tmp_path / "out").exists()
         write_synced(path, text)
 
-    def published(partial: Path, output: Path) -> None:
+    def published(partial: Path, output: Path, scratch: tuple[str, ...] = ()) -> None:
         order.append("publish")
-        publish(partial, output)
+        publish(partial, output, scratch)
 
     monkeypatch.setattr(stage_module, "write_synced", written)
     monkeypatch.setattr(stage_module, "publish", published)

@@ -28,8 +28,8 @@ owner, name = {
     "log": (ledger.Ledger, "on_log"),
     "checkpoint write": (trainer, "sync"),
     "checkpoint rename": (trainer, "rotate_checkpoints"),
-    "end": (language_model, "discard_checkpoints"),
-    "end of finetune": (classifier, "discard_checkpoints"),
+    "end": (language_model, "write_card"),
+    "end of finetune": (classifier, "write_card"),
 }[sys.argv[1]]
 original, left = getattr(owner, name), [int(sys.argv[2])]
 
@@ -148,10 +148,10 @@ def test_a_checkpoint_loads_as_a_model_repository(
     class Stopped(Exception):
         pass
 
-    def stop(_: Path) -> None:
+    def stop(*_: Any) -> None:
         raise Stopped
 
-    monkeypatch.setattr(language_model, "discard_checkpoints", stop)
+    monkeypatch.setattr(language_model, "write_card", stop)
     with pytest.raises(Stopped):
         run("pretrain", tmp_path / "m", tokens=tokens.directory, max_steps=4, save_steps=1, save_total_limit=2, **tiny)
     partial = tmp_path / "m.partial"
