@@ -5,26 +5,40 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llmkit import __version__
-from llmkit.errors import LLMKitError
+from llmkit.errors import LLMKitError, StageStopped
+
+# Seconds. What one rank meets, the first one mostly meets as well; the launcher then ends all, so it is said once.
+_MAIN_SPEAKS = 5.0
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command; a user's error is printed without a traceback and gives exit code 2."""
+def guarded(command: Callable[[], int], launched: bool = False) -> int:
+    """Run a command; a user's error is printed without a traceback and gives exit code 2.
+
+    Args:
+        launched: whether another process of llmkit has started this one, and speaks for it when it is interrupted.
+    """
     try:
         code = command()
         sys.stdout.flush()
         return code
     except LLMKitError as failure:
-        if _is_main() and not failure.reported:
+        is_said = failure.reported
+        if not _is_main():
+            is_said = isinstance(failure, StageStopped)  # all ranks agree to stop, and the first one says it
+            time.sleep(0 if is_said else _MAIN_SPEAKS)
+        if not is_said:
             print(f"llmkit: {failure}", file=sys.stderr)
-        return 2
+        return failure.exit_code
     except KeyboardInterrupt:
-        print("llmkit: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        if not launched:
+            again = "the same command without --force" if "--force" in sys.argv else "the same command"
+            print(f"llmkit: interrupted; {again} goes on where this one stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
@@ -83,17 +97,17 @@ def _help() -> str:
 
 
 def _run_stage(name: str, words: list[str]) -> int:
-    from llmkit.parallel.launch import default_layout, launch_stage
+    from llmkit.parallel.launch import default_layout, launch_stage, process_count
     from llmkit.stages import STAGES, run_from_command_line
 
     layout = default_layout() if STAGES[name].launched else None
     if layout and not any(word.startswith("--accelerate_config") for word in words):
         words = [*words, "--accelerate_config", layout]
-    return run_from_command_line(name, words, launch_stage)
+    return run_from_command_line(name, words, launch_stage, process_count)
 
 
 def _run(words: list[str]) -> int:
-    from llmkit.parallel.launch import launch_stage
+    from llmkit.parallel.launch import launch_stage, process_count
     from llmkit.pipeline import runner
     from llmkit.stages import STAGES
 
@@ -112,6 +126,7 @@ def _run(words: list[str]) -> int:
         pipeline,
         directory,
         launch_stage,
+        process_count,
         first=given.first,
         last=given.last,
         force=tuple(given.force),
@@ -136,12 +151,13 @@ def _say_results(pipeline: Any, artefacts: dict[str, Any], directory: Path) -> N
 
 
 def _status(words: list[str]) -> int:
+    from llmkit.parallel.launch import process_count
     from llmkit.pipeline import runner
     from llmkit.stages import STAGES
 
     parser = argparse.ArgumentParser(prog="llmkit status", description="What is fresh, stale, missing or running.")
     parser.add_argument("--runs_dir", default="runs", help="where results are (default: runs)")
-    runner.status(Path(parser.parse_args(words).runs_dir), STAGES)
+    runner.status(Path(parser.parse_args(words).runs_dir), STAGES, process_count)
     return 0
 
 

@@ -47,6 +47,7 @@ def option(
     role: Role = "setting",
     identity: bool = True,
     made_by: tuple[str, ...] = (),
+    kinds: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with what llmkit needs to know about it.
 
@@ -56,8 +57,9 @@ def option(
             (or of any model), whose fingerprint counts.
         identity: whether the value can change the bytes of the result, and so belongs to the fingerprint.
         made_by: the stages whose results an `artefact` may be.
+        kinds: the endings of the `files` that are read where a directory or a pattern is given; empty for all.
     """
-    metadata = {"role": role, "identity": identity, "made_by": made_by}
+    metadata = {"role": role, "identity": identity, "made_by": made_by, "kinds": kinds}
     return field(default=default, default_factory=factory, metadata=metadata)
 
 
@@ -72,6 +74,7 @@ class FieldSpec:
     role: Role = "setting"
     identity: bool = True
     made_by: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
     @property
     def required(self) -> bool:
@@ -84,6 +87,10 @@ class StageConfig:
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Keys that people know from older releases, with what to write instead."""
+
+    voids: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Settings of an earlier source that mean nothing once a later one changes another: a new `model_type` has fields of its
+    own, and not the `config_overrides` that a recipe gave for the old one."""
 
     passed_on: ClassVar[str | None] = None
     """The name of the dict field that takes the further settings listed by `further_settings`, if there are any."""
@@ -99,6 +106,10 @@ class StageConfig:
 
     def raw_inputs(self) -> dict[str, str]:
         """Inputs that no path names, such as embedded data: a name to the sha256 (or version) of its content."""
+        return {}
+
+    def result_settings(self, processes: int) -> dict[str, Any]:
+        """What follows from the settings and the number of processes, and decides the result; the fingerprint covers it."""
         return {}
 
 
@@ -548,7 +559,7 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def unknown_key(cls: type[StageConfig], key: str, where: str) -> str:
     """The sentence for a key that does not exist: its new name, the nearest name, or how to list them."""
     if key in cls.renamed:
-        return f"{where}: {key!r} is gone: {cls.renamed[key]}"
+        return f"{where}: {key!r} is no setting: {cls.renamed[key]}"
     if key in COMMAND_OPTIONS:
         return f"{where}: {key!r} is no setting; give it on the command line: --{key}"
     options = COMMAND_OPTIONS if where == "command line" else ()
@@ -573,6 +584,10 @@ def resolve(cls: type[ConfigT], sources: list[Source], problems: list[str] | Non
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for source in sources:
+        for key, dependent in cls.voids.items():
+            if key in source.values and source.values[key] != values.get(key):
+                for void in set(dependent) - set(source.values):
+                    values.pop(void, None)
         for key, raw in source.values.items():
             where = source.origins.get(key, "settings")
             spec = specs.get(key)

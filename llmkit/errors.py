@@ -1,7 +1,8 @@
 """The errors that a user can cause.
 
 Each says what is wrong, where (file, line or key) and what to do. The command prints the message without a traceback and
-exits with 2; anything else that escapes is a bug of llmkit and keeps its traceback.
+exits with 2 (a stopped stage with 128 and the signal's number, as a shell counts); anything else that escapes is a bug of
+llmkit and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 class LLMKitError(Exception):
     """Base of all errors that a user can cause and mend."""
+
+    exit_code = 2
 
     reported = False
     """Whether the message has been printed already, by the process in which it arose."""
@@ -41,3 +44,11 @@ class LockedError(LLMKitError):
 
 class StageFailed(LLMKitError):
     """A stage started by `accelerate launch` ended with an error that is not the user's to mend."""
+
+
+class StageStopped(LLMKitError):
+    """A signal ended a stage after it had saved what it needs to go on: 143 after SIGTERM, 130 after SIGINT."""
+
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

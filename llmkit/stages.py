@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 import time
 from pathlib import Path
@@ -47,6 +49,7 @@ STAGES = {
             function="llmkit.training.pretrain:pretrain",
             next="llmkit finetune --model_name_or_path {output} --dataset_name llmkit/reviews",
             launched=True,
+            checkpoints="checkpoint-*",
             scratch=_TRAINING_SCRATCH,
             default_recipe="pretrain/quickstart",
             prepare="llmkit.stages:prepare_tokens",
@@ -58,6 +61,7 @@ STAGES = {
             function="llmkit.training.finetune:finetune",
             next="llmkit evaluate --model_name_or_path {output} --test_file TEST (or --dataset_name llmkit/reviews)",
             launched=True,
+            checkpoints="checkpoint-*",
             scratch=_TRAINING_SCRATCH,
         ),
         Stage(
@@ -87,7 +91,7 @@ def stage_help(stage: Stage) -> str:
         f"  --config FILE  (path or shipped name; {recipe})\n      Settings in YAML; the command line wins over them.",
         f"  --output_dir DIRECTORY  (path; default runs/{stage.name}-<fingerprint>)\n      Where the result goes.",
         "  --runs_dir DIRECTORY  (path; default runs)\n      Where results go that have no place of their own.",
-        "  --force  (flag)\n      Run although the result is there, and replace a result of other settings.",
+        "  --force  (flag)\n      Run from the start though the result is there or begun, and replace one of other settings.",
     ]
     if stage.launched:
         common.append(
@@ -98,27 +102,41 @@ def stage_help(stage: Stage) -> str:
     return "\n".join([usage, *common, "", help_text(stage.config_class)])
 
 
-def run_from_command_line(name: str, words: list[str], run_with_layout: Any = None) -> int:
+def _one_process(_: str) -> int:
+    return 1
+
+
+def run_from_command_line(
+    name: str,
+    words: list[str],
+    run_with_layout: runner.Launcher | None = None,
+    process_count: runner.ProcessCount = _one_process,
+) -> int:
     """Run one stage from command line words; what `llmkit <stage>` and `recipes/<stage>.py` do.
 
     Args:
         run_with_layout: starts the stage under `--accelerate_config`; None inside a launch.
+        process_count: how many processes a layout has.
     """
     stage = STAGES[name]
     if "--help" in words or "-h" in words:
         print(stage_help(stage))
         return 0
+    if rank()[0] != 0 and not stage.launched:
+        return 0  # it is the work of one process; the launcher ends with the exit code of that one
     options, rest = _take_options(words, ("output_dir", "runs_dir", "accelerate_config", "layout"), ("force",))
-    if options.get("accelerate_config") and run_with_layout is None:
+    layout = options.get("accelerate_config")
+    if layout and run_with_layout is None:
         raise ConfigError(["--accelerate_config: inside a launch the layout is `accelerate launch --config_file`"], "command")
     runs = Path(options.get("runs_dir") or "runs")
     resolved = parse_arguments(stage.config_class, rest, stage.default_recipe)
     if stage.prepare and resolved.config.tokens is None:  # type: ignore[attr-defined]
         resolved = prepare_tokens(resolved, runs)
-    output = Path(options["output_dir"]) if options.get("output_dir") else _default_output(stage, resolved, runs)
+    processes = process_count(layout) if layout else rank()[1]
+    output = Path(options["output_dir"]) if options.get("output_dir") else _default_output(stage, resolved, runs, processes)
     force = "force" in options
-    if options.get("accelerate_config"):
-        artefact = run_with_layout(stage, resolved, output, options["accelerate_config"], force)
+    if layout and run_with_layout:
+        artefact = run_with_layout(stage, resolved, output, layout, force)
     else:
         # Started by a pipeline or another command, it may meet the process of an earlier one that was killed, still at work.
         artefact = run_stage(stage, resolved, output, force=force, layout=options.get("layout"), wait="layout" in options)
@@ -127,9 +145,9 @@ def run_from_command_line(name: str, words: list[str], run_with_layout: Any = No
     return 0
 
 
-def _default_output(stage: Stage, resolved: Resolved[Any], runs: Path) -> Path:
+def _default_output(stage: Stage, resolved: Resolved[Any], runs: Path, processes: int) -> Path:
     hashes = FileHashes(runs / ".hashes.json")
-    fingerprint = identify(stage, resolved.config, hashes).fingerprint
+    fingerprint = identify(stage, resolved.config, hashes, processes=processes).fingerprint
     hashes.save()
     return runs / f"{stage.name}-{fingerprint[:12]}"
 
@@ -183,7 +201,7 @@ def prepare_tokens(resolved: Resolved[Any], runs: Path) -> Resolved[Any]:
             pipeline.step(step).sources.append(Source({key: value}, {key: resolved.origins[name]}))
     directory = runs / _PREPARING
     if rank()[0] == 0:
-        artefacts = runner.run(pipeline, directory, _never_launched, last="tokenize", wait=True)
+        artefacts = runner.run(pipeline, directory, _never_launched, _one_process, last="tokenize", wait=True)
         tokens = artefacts["tokenize"].directory
     else:
         tokens = _wait_for_tokens(pipeline, directory)
@@ -194,7 +212,7 @@ def prepare_tokens(resolved: Resolved[Any], runs: Path) -> Resolved[Any]:
 
 def _wait_for_tokens(pipeline: runner.Pipeline, directory: Path) -> Path:
     while True:
-        plan = next(plan for plan in runner.make_plan(pipeline, directory) if plan.step.name == "tokenize")
+        plan = next(plan for plan in runner.make_plan(pipeline, directory, _one_process) if plan.step.name == "tokenize")
         if plan.fresh:
             return plan.output
         time.sleep(0.5)  # if the main process fails, the launcher ends this one
@@ -211,4 +229,19 @@ def main(name: str) -> int:
     # Python puts a script's directory first on the import path, where recipes/evaluate.py would hide the package `evaluate`.
     recipes = Path(sys.argv[0]).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != recipes]
-    return guarded(lambda: run_from_command_line(name, sys.argv[1:]))
+    code = guarded(lambda: run_from_command_line(name, sys.argv[1:]), launched="--layout" in sys.argv)
+    if rank()[1] > 1:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End this rank without taking Python apart.
+
+    A thread of a process group that still holds a tensor then aborts the process (pytorch/pytorch#179291), and a launch that
+    has done all its work counts as failed: seen once in CI, with gloo.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmkit import __version__, cli
-from llmkit.errors import ConfigError, DataError, LLMKitError
+from llmkit.errors import ConfigError, DataError, LLMKitError, StageStopped
 from llmkit.stages import STAGES
 
 HEAVY = {"torch", "transformers", "pyarrow", "numpy", "datasets", "tokenizers", "accelerate", "sklearn", "scipy", "jinja2"}
@@ -92,7 +92,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["xyzzy"], "no command 'xyzzy'; see `llmkit --help`"),
         (["--hlep"], "no command '--hlep'"),
         (["pretrain", "--learning_rat", "1"], "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
-        (["pretrain", "--warmup_ratio", "0.1"], "'warmup_ratio' is gone: write `warmup_steps`"),
+        (["pretrain", "--warmup_ratio", "0.1"], "'warmup_ratio' is no setting: write `warmup_steps`"),
         (["pretrain", "--output_dri", "x"], "unknown key 'output_dri'; did you mean 'output_dir'?"),
         (["pretrain", "--output_dir"], "--output_dir needs a value"),
         (["pretrain", "--config", "quikstart"], "'quikstart' is neither a file nor one of llmkit's recipes"),
@@ -139,7 +139,7 @@ def test_all_problems_of_a_command_come_in_one_answer(tmp_path: Path, capsys: py
     assert cli.main(["pretrain", "--config=mine.yaml", "--block_siz", "3", "--no_cuda"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("llmkit: 4 problems in the settings:\n")
-    for place in ("mine.yaml:1: ", "mine.yaml:2: ", "command line: unknown key 'block_siz'", "'no_cuda' is gone"):
+    for place in ("mine.yaml:1: ", "mine.yaml:2: ", "command line: unknown key 'block_siz'", "'no_cuda' is no setting"):
         assert place in err
 
 
@@ -173,13 +173,19 @@ def test_an_error_of_llmkit_keeps_its_traceback() -> None:
         cli.guarded(raising(ZeroDivisionError()))
 
 
-def test_of_several_ranks_only_the_first_prints_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [(LLMKitError("only here"), 2, "llmkit: only here\n"), (StageStopped(signal.SIGTERM, "stopped"), 143, "")],
+)
+def test_a_rank_beside_the_first_tells_only_what_the_first_does_not(
+    failure: LLMKitError, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A stop is agreed by all ranks. Of another error, the first rank's launcher would have ended this one meanwhile."""
+    monkeypatch.setattr(cli, "_MAIN_SPEAKS", 0.01)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert cli.guarded(raising(LLMKitError("wrong"))) == 2
-    assert capsys.readouterr().err == ""
+    assert cli.guarded(raising(failure)) == code
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -379,7 +379,7 @@ def test_every_problem_of_every_place_is_told_at_once_with_its_place(tmp_path: P
             "base.yaml:2: unknown key 'max_step'; did you mean 'max_steps'?",
             "base.yaml:3: shuffle: 'perhaps' is not true or false",
             "a.yaml:3: unknown key 'learning_rte'; did you mean 'learning_rate'?",
-            "a.yaml:4: 'lr' is gone: write `learning_rate`",
+            "a.yaml:4: 'lr' is no setting: write `learning_rate`",
             "a.yaml:5: kind: 'bep' is not one of bpe, unigram",
             "command line: unknown key 'learning_rat'; did you mean 'learning_rate'?",
             "command line: sizes: '1,x' is not a whole number",
@@ -401,7 +401,7 @@ def test_values_that_do_not_fit_are_all_told(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_does_not_hide_the_problems_of_the_command_line(tmp_path: Path) -> None:
     found = problems_of(parse_arguments, Plain, ["--config", "nowhere", "--lr", "1"])
     assert "'nowhere' is neither a file nor one of llmkit's recipes" in found[0]
-    assert found[1] == "command line: 'lr' is gone: write `learning_rate`"
+    assert found[1] == "command line: 'lr' is no setting: write `learning_rate`"
 
 
 @pytest.mark.parametrize("key", ["output_dir", "runs_dir", "force", "accelerate_config", "config"])
@@ -498,18 +498,21 @@ def test_every_renamed_key_is_really_gone(installed_fields: set[str]) -> None:
 def test_every_replacement_that_a_renamed_key_names_is_there() -> None:
     import re
 
-    own = set(accepted(PretrainConfig)) | {"accelerator_config"}
-    for key, advice in RENAMED.items():
-        for name in re.findall(r"write `(\w+)", advice):
-            assert name in own or name == "tokenizer", f"{key}: {advice}"
+    for stage in STAGES.values():
+        own = set(accepted(stage.config_class))
+        for key, advice in stage.config_class.renamed.items():
+            for name in re.findall(r"write `(\w+)", advice):
+                assert name in own or key == "tokenizer_name", f"{stage.name}: {key}: {advice}"
 
 
 @pytest.mark.parametrize("key", ["warmup_ratio", "evaluation_strategy", "no_cuda", "overwrite_output_dir", "adafactor"])
 def test_a_key_that_transformers_renamed_is_refused_with_its_new_name(tmp_path: Path, key: str) -> None:
     assert problems_of(parse_arguments, PretrainConfig, [f"--{key}", "1"]) == [
-        f"command line: {key!r} is gone: {RENAMED[key]}"
+        f"command line: {key!r} is no setting: {PretrainConfig.renamed[key]}"
     ]
-    assert problems_of(from_yaml, tmp_path, f"{key}: 1", PretrainConfig) == [f"a.yaml:1: {key!r} is gone: {RENAMED[key]}"]
+    assert problems_of(from_yaml, tmp_path, f"{key}: 1", PretrainConfig) == [
+        f"a.yaml:1: {key!r} is no setting: {PretrainConfig.renamed[key]}"
+    ]
 
 
 def test_further_training_arguments_are_taken_with_their_types(tmp_path: Path) -> None:

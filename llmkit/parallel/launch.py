@@ -4,58 +4,81 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from llmkit import resources
 from llmkit.config import Resolved, read_yaml
-from llmkit.errors import ConfigError, LLMKitError, StageFailed
+from llmkit.errors import ConfigError, LLMKitError, StageFailed, StageStopped
 from llmkit.pipeline.artefact import Artefact
 from llmkit.pipeline.stage import Stage, failure_message, forget_failure, writing
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ONE_PROCESS = ("NO", False, "MULTI_CPU")
+"""Kinds of layouts for which accelerate starts one process whatever their `num_processes`; a bare NO is false in YAML."""
 
-def has_gpu() -> bool:
-    """Whether this machine has a GPU, found without importing torch."""
-    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or shutil.which("nvidia-smi") is not None
+
+def gpu_count() -> int:
+    """The GPUs that this process may use, counted without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return _gpus_of_machine()
+    chosen = takewhile(lambda name: name not in ("", "-1"), map(str.strip, visible.split(",")))
+    return min(_gpus_of_machine(), len(list(chosen)))  # CUDA too stops at the first that is none
+
+
+@cache
+def _gpus_of_machine() -> int:
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+        return sum(line.startswith("GPU ") for line in listing.splitlines())
+    except (OSError, subprocess.SubprocessError):
+        return int(Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists())
+
+
+def process_count(layout: str) -> int:
+    """How many processes a layout has.
+
+    One that does not say it has one for each GPU, or without a GPU the two that show that it works.
+
+    Raises:
+        ConfigError: there is no such layout.
+    """
+    _, settings = _read(layout)
+    if settings.get("distributed_type", "NO") in _ONE_PROCESS:
+        return 1
+    return settings.get("num_processes") or (0 if settings.get("use_cpu") else gpu_count()) or 2
+
+
+def _read(layout: str) -> tuple[Path, dict[str, Any]]:
+    path = resources.find("accelerate_configs", layout)
+    return path, read_yaml(path)[0]
 
 
 def launch_words(layout: str) -> list[str]:
     """The command line that starts a script under a layout, up to the script.
 
-    A layout that does not say how many processes it wants gets one for each GPU, or on a machine without one the two
-    that show that it works.
-
     Raises:
         ConfigError: there is no such layout, or what it needs is not installed.
     """
-    path = resources.find("accelerate_configs", layout)
-    settings, _ = read_yaml(path)
+    path, settings = _read(layout)
     if settings.get("distributed_type") == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError([f"layout {layout!r} needs DeepSpeed: pip install 'llmkit[deepspeed]'"], "command")
-    words = [sys.executable, "-m", "llmkit.parallel.launcher", "--quiet", "--config_file", str(path)]
-    if "num_processes" not in settings:
-        words += ["--num_processes", str(_gpu_count() if has_gpu() else 2)]
     # No `--cpu` on a machine without a GPU: with it accelerate starts one process, whatever the layout says. The ranks find
     # by themselves that there is no GPU, and talk over gloo.
-    return words
-
-
-def _gpu_count() -> int:
-    try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return 1
-    return max(1, sum(line.startswith("GPU ") for line in listing.splitlines()))
+    words = [sys.executable, "-m", "llmkit.parallel.launcher", "--quiet", "--config_file", str(path)]
+    return [*words, "--num_processes", str(process_count(layout))]
 
 
 def default_layout() -> str | None:
     """The layout of a training stage where none is named: None, this process, unless there are several GPUs to fill."""
-    return "ddp" if has_gpu() and _gpu_count() > 1 else None
+    return "ddp" if gpu_count() > 1 else None
 
 
 def launch_stage(stage: Stage, resolved: Resolved[Any], output: Path, layout: str, force: bool = False) -> Artefact:
@@ -63,38 +86,71 @@ def launch_stage(stage: Stage, resolved: Resolved[Any], output: Path, layout: st
 
     Raises:
         LLMKitError: the stage ended with a user's error; its message is passed on.
+        StageStopped: it was told to end, itself or by way of this process.
         StageFailed: it ended with any other error, which it has printed itself.
     """
-    settings = output.with_name(f"{output.name}.yaml")
-    with writing(settings.parent, stage.name):
-        settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text(resolved.to_yaml(f"Settings of `llmkit {stage.name}`, resolved"), encoding="utf-8")
-        forget_failure(output)
+    settings = output.with_name(f"{output.name}.{os.getpid()}.yaml")
     recipe = resources.shipped("recipes") / f"{stage.name}.py"
     words = [*launch_words(layout), str(recipe), "--config", str(settings), "--output_dir", str(output), "--layout", layout]
-    status = _run_forwarding_signals([*words, *(["--force"] if force else [])])
+    try:
+        with writing(settings.parent, stage.name):
+            settings.parent.mkdir(parents=True, exist_ok=True)
+            settings.write_text(resolved.to_yaml(f"Settings of `llmkit {stage.name}`, resolved"), encoding="utf-8")
+            forget_failure(output)
+        status = _run_forwarding_signals([*words, *(["--force"] if force else [])], _environment(layout))
+    finally:
+        settings.unlink(missing_ok=True)
     artefact = Artefact.peek(output)
     if status == 0 and artefact is not None:
-        settings.unlink(missing_ok=True)
         return artefact
-    message = failure_message(output)
-    if message:
+    raise _failure(stage, status, failure_message(output), force)
+
+
+def _failure(stage: Stage, status: int, message: str | None, force: bool) -> LLMKitError:
+    """The error for an exit code, with the stage's own words where it has left some."""
+    error: LLMKitError
+    if status - 128 in _STOPS:
+        name = signal.Signals(status - 128).name
+        command = "the same command without --force" if force else "the same command"
+        said = message or f"{stage.name}: stopped by {name}; {command} goes on where this one stopped"
+        error = StageStopped(status - 128, said)
+    elif message:
         error = LLMKitError(message)
-        error.reported = True
-        raise error
-    raise StageFailed(f"{stage.name}: its process ended with exit code {status}; what it printed above says why")
+    elif status == 128 + signal.SIGKILL:
+        error = StageFailed(f"{stage.name}: its process was ended by SIGKILL; is the memory full?")
+    else:
+        error = StageFailed(f"{stage.name}: its process ended with exit code {status}; what it printed above says why")
+    error.reported = message is not None
+    return error
 
 
-def _run_forwarding_signals(words: list[str]) -> int:
-    """Run a command in a process group of its own; Ctrl-C and SIGTERM reach all of it."""
-    process = subprocess.Popen(words, start_new_session=True)
+def _environment(layout: str) -> dict[str, str]:
+    """accelerate passes `use_cpu` on to one process, but not to several."""
+    return {**os.environ, "ACCELERATE_USE_CPU": "true"} if _read(layout)[1].get("use_cpu") else dict(os.environ)
+
+
+def _run_forwarding_signals(words: list[str], environment: dict[str, str]) -> int:
+    """Run a command to its end, also when this process is told to end: it is passed on, and the command may save first.
+
+    Returns:
+        Its exit code, as a shell gives it: 128 and the number of the signal that ended it, or stopped it through us.
+    """
+    received: list[int] = []
+    # A session of its own: Ctrl-C in a terminal would reach the launcher's processes twice, by it and by the terminal.
+    process = subprocess.Popen(words, env=environment, start_new_session=True)
 
     def forward(number: int, _: FrameType | None) -> None:
-        os.killpg(process.pid, number)
+        if not received:  # a second one would tear the launcher from processes that are saving
+            received.append(number)
+            process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number in _STOPS if signal.getsignal(number) != signal.SIG_IGN]  # nohup has some ignored
+    before = {number: signal.signal(number, forward) for number in heeded}
     try:
-        return process.wait()
+        status = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if status != 0 and received:
+        return 128 + received[0]
+    return status if status >= 0 else 128 - status

@@ -74,6 +74,8 @@ class Manifest:
     command: str
     created: str
     seconds: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What of the config, and of the number of processes, decides the result; the fingerprint covers it."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -237,11 +239,15 @@ class FileHashes:
 def write_synced(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def sync(path: Path) -> None:

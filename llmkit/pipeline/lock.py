@@ -78,6 +78,7 @@ def hold(directory: Path, *, wait: bool = False, say: Callable[[str], None] = pr
         if _is_same(handle, directory):
             with contextlib.suppress(OSError):
                 (directory / HOLDER).unlink(missing_ok=True)
+                directory.rmdir()  # where nothing was written into it
         os.close(handle)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +21,27 @@ from llmkit.config import Resolved, Source, StageConfig, read_command_line, read
 from llmkit.errors import ConfigError, LLMKitError, PipelineError
 from llmkit.pipeline import lock
 from llmkit.pipeline.artefact import Artefact, FileHashes, write_synced
-from llmkit.pipeline.stage import Identity, Stage, changed_settings, identify, is_fresh, run_stage, writing
+from llmkit.pipeline.stage import (
+    Attempt,
+    Identity,
+    Stage,
+    changed_settings,
+    identify,
+    is_fresh,
+    partial_of,
+    run_stage,
+    was_forced,
+    writing,
+)
 from llmkit.resources import display
 
 LAST_RUN = "last-run.json"
+_ARTEFACTS = "artefacts"
 _STEP_KEYS = ("stage", "inputs", "accelerate_config", "config")
 _DEFAULT_LAYOUT = "single"
 
 Launcher = Callable[[Stage, Resolved[Any], Path, str, bool], Artefact]
+ProcessCount = Callable[[str], int]
 Say = Callable[[str], None]
 
 
@@ -169,6 +183,8 @@ def _read_step(
     origins: _Origins,
     problems: list[str],
 ) -> Step | None:
+    if not re.fullmatch(r"\w[\w-]*", name) or name == _ARTEFACTS:  # it becomes the name of a directory beside that one
+        problems.append(f"{name}: a stage cannot be called that; letters, digits, - and _ make a name")
     if not isinstance(entry, dict):
         problems.append(f"{name}: holds no `key: value` lines")
         return None
@@ -262,17 +278,17 @@ def _circle(waiting: dict[str, Step]) -> list[str]:
 # Planning and running
 
 
-def make_plan(pipeline: Pipeline, directory: Path, hashes: FileHashes | None = None) -> list[Plan]:
+def make_plan(pipeline: Pipeline, directory: Path, process_count: ProcessCount) -> list[Plan]:
     """What every step would make and whether it is there; runs nothing."""
-    hashes = hashes or FileHashes(directory / ".hashes.json")
+    hashes = FileHashes(directory / ".hashes.json")
     plans: dict[str, Plan] = {}
     for step in pipeline.steps:
-        plans[step.name] = _plan_step(step, directory, plans, hashes)
+        plans[step.name] = _plan_step(step, directory, plans, hashes, process_count)
     hashes.save()
     return list(plans.values())
 
 
-def _plan_step(step: Step, directory: Path, plans: dict[str, Plan], hashes: FileHashes) -> Plan:
+def _plan_step(step: Step, directory: Path, plans: dict[str, Plan], hashes: FileHashes, process_count: ProcessCount) -> Plan:
     before = {port: plans[source] for port, source in step.inputs.items()}
     given = Source(
         {port: str(plan.output) for port, plan in before.items()},
@@ -280,25 +296,28 @@ def _plan_step(step: Step, directory: Path, plans: dict[str, Plan], hashes: File
     )
     resolved: Resolved[StageConfig] = resolve(step.stage.config_class, [*step.sources, given])
     to_be_made = {port: plan.identity.fingerprint for port, plan in before.items() if not plan.fresh}
-    identity = identify(step.stage, resolved.config, hashes, planned=to_be_made)
-    output = directory / "artefacts" / f"{step.name}-{identity.fingerprint[:12]}"
+    processes = process_count(step.layout) if step.stage.launched else 1
+    identity = identify(step.stage, resolved.config, hashes, planned=to_be_made, processes=processes)
+    output = directory / _ARTEFACTS / f"{step.name}-{identity.fingerprint[:12]}"
     existing = Artefact.peek(output)
     changed = [plan.step.name for plan in before.values() if not plan.fresh]
     if changed:
         return Plan(step, resolved, identity, output, False, f"after {', '.join(changed)}")
+    if was_forced(step.stage, output, identity):
+        return Plan(step, resolved, identity, output, False, "a forced run of it was stopped")
     if is_fresh(existing, identity):
         return Plan(step, resolved, identity, output, True, "fresh")
-    return Plan(step, resolved, identity, output, False, _why_stale(step, existing, directory / step.name, resolved))
+    return Plan(step, resolved, identity, output, False, _why_stale(existing, directory / step.name, identity))
 
 
-def _why_stale(step: Step, existing: Artefact | None, link: Path, resolved: Resolved[Any]) -> str:
+def _why_stale(existing: Artefact | None, link: Path, identity: Identity) -> str:
     if existing is not None:
         damaged = existing.damaged()
         return damaged[0] if damaged else "its input was made again"
     with_other_settings = Artefact.peek(link)
     if with_other_settings is None:
         return "not made yet"
-    differing = changed_settings(step.stage, with_other_settings.manifest.config, resolved.as_dict())
+    differing = changed_settings(with_other_settings.manifest.settings, identity.settings)
     return f"changed: {', '.join(differing)}" if differing else "changed: its input files or the code"
 
 
@@ -306,6 +325,7 @@ def run(
     pipeline: Pipeline,
     directory: Path,
     launcher: Launcher,
+    process_count: ProcessCount,
     *,
     first: str | None = None,
     last: str | None = None,
@@ -320,9 +340,10 @@ def run(
     Args:
         directory: where the pipeline's artefacts lie, usually `runs/<pipeline>`.
         launcher: starts a stage under a layout.
+        process_count: how many processes a layout has.
         first: run this step again, and everything made from it.
         last: stop after this step; what it does not need is not run.
-        force: run these steps again.
+        force: run these steps again, from their start.
         wait: wait for another run of this pipeline to finish, instead of giving up.
         invocation: what `status` needs to load the pipeline again.
 
@@ -337,7 +358,7 @@ def run(
     for name in [*force, *(name for name in (first, last) if name)]:
         pipeline.step(name)
     if dry_run:
-        for plan in make_plan(pipeline, directory):
+        for plan in make_plan(pipeline, directory, process_count):
             if plan.step.name in wanted:
                 forced = plan.step.name in again
                 verdict = "would run (forced)" if forced else "fresh" if plan.fresh else f"would run ({plan.reason})"
@@ -346,11 +367,17 @@ def run(
     with writing(directory, f"pipeline {pipeline.name}"), lock.hold(directory, wait=wait, say=say):
         if invocation is not None:
             write_synced(directory / LAST_RUN, json.dumps(invocation, indent=1))
-        return _run_steps(pipeline, directory, launcher, wanted, again, say)
+        return _run_steps(pipeline, directory, launcher, process_count, wanted, again, say)
 
 
 def _run_steps(
-    pipeline: Pipeline, directory: Path, launcher: Launcher, wanted: set[str], again: set[str], say: Say
+    pipeline: Pipeline,
+    directory: Path,
+    launcher: Launcher,
+    process_count: ProcessCount,
+    wanted: set[str],
+    again: set[str],
+    say: Say,
 ) -> dict[str, Artefact]:
     hashes = FileHashes(directory / ".hashes.json")
     plans: dict[str, Plan] = {}
@@ -358,7 +385,7 @@ def _run_steps(
     steps = [step for step in pipeline.steps if step.name in wanted]
     ran = 0
     for number, step in enumerate(steps, start=1):
-        plan = _plan_step(step, directory, plans, hashes)
+        plan = _plan_step(step, directory, plans, hashes, process_count)
         hashes.save()
         forced = step.name in again
         head = f"[{number}/{len(steps)}] {step.name}"
@@ -400,35 +427,45 @@ def _link(link: Path, target: Path) -> None:
 # Status
 
 
-def status(runs: Path, registry: Mapping[str, Stage], say: Say = print) -> None:
-    """Say of every pipeline below `runs` which stages are fresh, stale, missing or running."""
+def status(runs: Path, registry: Mapping[str, Stage], process_count: ProcessCount, say: Say = print) -> None:
+    """Say of every pipeline below `runs` which stages are fresh, stale, missing or running; and what else is unfinished."""
     records = sorted(runs.glob(f"*/{LAST_RUN}"))
-    if not records:
-        say(f"no pipeline has run below {runs}; try `llmkit run sentiment`")
+    others = {*runs.glob("*.partial"), *runs.glob(f"*/{_ARTEFACTS}/*.partial")}
     for record in records:
-        invocation = json.loads(record.read_text(encoding="utf-8"))
-        directory = record.parent
-        running = f"; running: {lock.holder_of(directory)}" if lock.is_held(directory) else ""
-        say(f"{directory}{running}")
-        try:
-            pipeline = load(invocation["pipeline"], registry, invocation["settings"])
-            plans = make_plan(pipeline, directory)
-        except LLMKitError as failure:  # of one pipeline; the others are shown all the same
-            say(f"  cannot be told: {failure}")
-            continue
-        for plan in plans:
-            artefact = Artefact.peek(plan.output)
-            partial = plan.output.with_name(plan.output.name + ".partial")
-            if plan.fresh and artefact is not None:
-                state = f"fresh    {artefact.manifest.created}  {artefact.manifest.seconds:8.1f} s  {display(plan.output)}"
-            elif partial.is_dir() and lock.is_held(partial):
-                state = f"running  {lock.holder_of(partial)}"
-            elif partial.is_dir():
-                state = (
-                    "begun    the next run goes on with it"
-                    if plan.step.stage.launched
-                    else "begun    the next run makes it anew"
-                )
-            else:
-                state = f"stale    {plan.reason}"
-            say(f"  {plan.step.name:12} {state}")
+        others -= _pipeline_status(record, registry, process_count, say)
+    for partial in sorted(others):
+        attempt = Attempt.peek(partial)
+        if lock.is_held(partial):
+            say(f"{display(partial)}; running: {lock.holder_of(partial)}")
+        elif attempt is not None:
+            say(f"{display(partial)}: unfinished; go on with: {attempt.command}")
+    if not records and not others:
+        say(f"no pipeline has run below {runs}; try `llmkit run sentiment`")
+
+
+def _pipeline_status(record: Path, registry: Mapping[str, Stage], process_count: ProcessCount, say: Say) -> set[Path]:
+    """Say it of one pipeline; gives back the unfinished directories that were spoken of."""
+    invocation = json.loads(record.read_text(encoding="utf-8"))
+    directory = record.parent
+    running = f"; running: {lock.holder_of(directory)}" if lock.is_held(directory) else ""
+    say(f"{directory}{running}")
+    try:
+        pipeline = load(invocation["pipeline"], registry, invocation["settings"])
+        plans = make_plan(pipeline, directory, process_count)
+    except LLMKitError as failure:  # of one pipeline; the others are shown all the same
+        say(f"  cannot be told: {failure}")
+        return set()
+    for plan in plans:
+        artefact = Artefact.peek(plan.output)
+        partial = partial_of(plan.output)
+        if plan.fresh and artefact is not None:
+            state = f"fresh    {artefact.manifest.created}  {artefact.manifest.seconds:8.1f} s  {display(plan.output)}"
+        elif partial.is_dir() and lock.is_held(partial):
+            state = f"running  {lock.holder_of(partial)}"
+        elif partial.is_dir():
+            how = "goes on with it" if plan.step.stage.launched else "makes it anew"
+            state = f"begun    unfinished; the next run {how}"
+        else:
+            state = f"stale    {plan.reason}"
+        say(f"  {plan.step.name:12} {state}")
+    return {partial_of(plan.output) for plan in plans}

@@ -13,13 +13,14 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from llmkit.config import FieldSpec, Resolved, StageConfig, accepted, fields_of, flat
+from llmkit.config import FieldSpec, Resolved, StageConfig, fields_of, flat
 from llmkit.errors import ArtefactError, DataError, LLMKitError
 from llmkit.pipeline import lock
 from llmkit.pipeline.artefact import (
@@ -40,6 +41,8 @@ from llmkit.resources import display
 
 _ATTEMPT = ".attempt.json"
 _FAILURE = ".failure.json"
+
+_PAUSE = 0.05  # seconds between two looks at what the main process does
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENAMETOOLONG}
 _FULL_BELOW = 1 << 20  # bytes free; torch reports a full disk as a RuntimeError that does not say so
@@ -62,6 +65,8 @@ class Stage:
     """Raised when the same settings and inputs give other bytes than before."""
     launched: bool = False
     """Whether it is started by `accelerate launch`, and resumes what an earlier attempt left."""
+    checkpoints: str | None = None
+    """Pattern of what an unfinished run has reached. A run that has reached something is not thrown away unasked."""
     scratch: tuple[str, ...] = ()
     """Patterns of what only a resume needs; removed once the manifest is written, and no part of the result."""
     default_recipe: str | None = None
@@ -102,11 +107,18 @@ class Identity:
     raw_inputs: list[FileRecord] = field(default_factory=list)
 
 
-def identify(stage: Stage, config: StageConfig, hashes: FileHashes, planned: dict[str, str] | None = None) -> Identity:
+def identify(
+    stage: Stage,
+    config: StageConfig,
+    hashes: FileHashes,
+    planned: dict[str, str] | None = None,
+    processes: int = 1,
+) -> Identity:
     """Compute the fingerprint of a stage's result without making it.
 
     Args:
         planned: fingerprints of inputs that are still to be made, by port (a pipeline knows them beforehand).
+        processes: how many make it together; counts only for a stage that is launched.
 
     Raises:
         DataError: an input file is missing.
@@ -128,9 +140,7 @@ def identify(stage: Stage, config: StageConfig, hashes: FileHashes, planned: dic
         elif value is None:
             continue
         elif spec.role == "files":
-            records = [hashes.record(path) for path in expand(value, name)]
-            raw += records
-            port_marks[name] = [record.sha256 for record in records]
+            port_marks[name] = _content(named_files(value, name, spec.kinds), hashes, raw)
         else:
             artefact = enclosing(Path(value)) if Path(value).exists() else None
             if artefact is not None:
@@ -139,9 +149,7 @@ def identify(stage: Stage, config: StageConfig, hashes: FileHashes, planned: dic
                 inside = Path(value).resolve().relative_to(artefact.directory)  # a checkpoint within it, say
                 port_marks[name] = manifest.fingerprint if inside == Path() else f"{manifest.fingerprint}/{inside}"
             elif Path(value).is_dir():  # a model from elsewhere
-                records = [hashes.record(path) for path in expand([value], name)]
-                raw += records
-                port_marks[name] = [record.sha256 for record in records]
+                port_marks[name] = _content(named_files(value, name), hashes, raw)
             elif spec.made_by or _is_path(value):
                 raise DataError(f"{name}: there is no directory {value!r} (looked in {Path.cwd()})")
             else:  # the name of a hub repository
@@ -149,9 +157,17 @@ def identify(stage: Stage, config: StageConfig, hashes: FileHashes, planned: dic
     for name, mark in config.raw_inputs().items():
         raw.append(FileRecord(name, Path(name).stat().st_size if Path(name).is_file() else 0, mark))
         port_marks[f"raw:{name}"] = mark
+    settings.update(config.result_settings(processes if stage.launched else 1))
     content = {"stage": stage.name, "version": stage.version, "settings": settings, "inputs": port_marks}
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return Identity(hashlib.sha256(text.encode()).hexdigest(), settings, inputs, raw)
+
+
+def _content(files: dict[Path, str], hashes: FileHashes, raw: list[FileRecord]) -> list[list[str]]:
+    """What counts of input files: what each is called and holds, and not where all of them lie. Recorded in `raw` too."""
+    records = [hashes.record(path) for path in files]
+    raw += records
+    return [[name, record.sha256] for name, record in zip(files.values(), records, strict=True)]
 
 
 def _is_path(name: str) -> bool:
@@ -160,27 +176,50 @@ def _is_path(name: str) -> bool:
 
 
 def expand(patterns: str | list[str], name: str) -> list[Path]:
-    """The files that paths, directories and glob patterns name, sorted within each, none twice.
+    """The files that paths, directories and glob patterns name, sorted within each, none twice; hidden ones only by path.
 
     Raises:
         DataError: one of them names no file.
     """
-    found: dict[Path, None] = {}
+    return list(named_files(patterns, name))
+
+
+def named_files(patterns: str | list[str], name: str, kinds: tuple[str, ...] = ()) -> dict[Path, str]:
+    """The files of `expand`, each with what it is called in its directory, or below the part of its pattern without `*`.
+
+    Args:
+        kinds: the endings that count in a directory or behind a pattern; empty for all.
+
+    Raises:
+        DataError: as `expand`.
+    """
+    found: dict[Path, str] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            files = sorted(item for item in path.rglob("*") if item.is_file() and not item.name.startswith("."))
+            root, below = path, path.rglob("*")
         elif path.exists():
-            files = [path]
+            found.setdefault(path, path.name)
+            continue
         else:
+            root = Path(*takewhile(lambda part: not any(sign in part for sign in "*?["), path.parts))
             anchor = Path(path.anchor or ".")
-            relative = str(path.relative_to(path.anchor)) if path.anchor else str(path)
-            files = sorted(item for item in anchor.glob(relative) if item.is_file())
+            below = anchor.glob(str(path.relative_to(path.anchor)) if path.anchor else str(path))
+        names = {item: item.relative_to(root) for item in sorted(below) if item.is_file()}
+        files = {item: inside.as_posix() for item, inside in names.items() if not _is_hidden(inside)}
         if not files:
             kind = "an empty directory" if path.is_dir() else "no file, directory or pattern with files"
             raise DataError(f"{name}: {pattern!r} is {kind} (looked in {Path.cwd()})")
-        found.update(dict.fromkeys(files))
-    return list(found)
+        files = {item: inside for item, inside in files.items() if not kinds or inside.lower().endswith(kinds)}
+        if not files:
+            raise DataError(f"{name}: none of the files of {pattern!r} can be read; known are {', '.join(kinds)}")
+        for item, inside in files.items():
+            found.setdefault(item, inside)
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def is_fresh(existing: Artefact | None, identity: Identity) -> bool:
@@ -200,6 +239,51 @@ def rank() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def _launch_id() -> str:
+    """What all ranks of a launch have in common and no two launches at once, nor two starts of one that torchrun repeats."""
+    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
+    return "/".join(os.environ.get(name, "") for name in names)
+
+
+@dataclass
+class Attempt:
+    """What a `.partial` directory is to become. It is the first that llmkit writes there, and the last that it removes."""
+
+    stage: str
+    fingerprint: str
+    """Empty while the directory is emptied: what is in it then is not to be gone on with."""
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    """The digest of each input."""
+    forced: bool
+    """Whether it replaces a result although that is there."""
+    command: str
+    """Goes on with it."""
+    launch: str | None = None
+    """The launch whose ranks are at work on it; None until they may begin."""
+
+    @classmethod
+    def peek(cls, partial: Path) -> Attempt | None:
+        """The attempt in a directory, or None where there is none."""
+        try:
+            return cls(**json.loads((partial / _ATTEMPT).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, partial: Path) -> None:
+        write_synced(partial / _ATTEMPT, json.dumps(asdict(self), default=str))
+
+    def is_at(self, identity: Identity) -> bool:
+        """Whether it would make this very result."""
+        inputs = {port: record.digest for port, record in identity.inputs.items()}
+        return self.fingerprint == identity.fingerprint and self.inputs == inputs
+
+
+def partial_of(output: Path) -> Path:
+    """Where a result is written until it is complete."""
+    return output.with_name(output.name + ".partial")
+
+
 def run_stage(
     stage: Stage,
     resolved: Resolved[Any],
@@ -215,42 +299,73 @@ def run_stage(
 
     Args:
         output: the artefact's directory; what is written on the way lies in `<output>.partial`.
-        force: run although the result is there, and replace a result of other settings.
+        force: run although the result is there, replace a result of other settings, and discard what is unfinished.
         layout: the accelerate config it runs under, for the record.
         wait: wait for another process that is making the same result, instead of giving up.
 
     Raises:
-        ArtefactError: the output holds someone else's files, or a result of other settings.
+        ArtefactError: the output holds someone else's files, or a result or an unfinished run of other settings.
         LockedError: another process is writing the same result.
     """
     this_rank, ranks = rank()
-    is_main = this_rank == 0
-    say = print if is_main else _silent
     hashes = FileHashes(output.parent / ".hashes.json")
-    identity = identify(stage, resolved.config, hashes)
-    existing = _check_output(stage, output, identity, force)
-    if is_main:
-        hashes.save()
-    if existing is not None and not force and is_fresh(existing, identity):
-        say(f"{stage.name}: already there, nothing to do: {display(output)}")
+    identity = identify(stage, resolved.config, hashes, processes=ranks)
+    if this_rank != 0:
+        return _run_beside_main(stage, resolved, output, identity, force)
+    existing = _ready_made(stage, output, identity, force)
+    hashes.save()
+    if existing is not None:
+        print(f"{stage.name}: already there, nothing to do: {display(output)}")
         return existing
-    partial = output.with_name(output.name + ".partial")
-    if not is_main:
-        _wait_for_main(partial, identity)
-        _load(stage.function)(resolved.config, Workspace(partial, is_main=False, say=say))
-        _barrier()
-        return Artefact(output, Manifest.from_json((output / MANIFEST).read_text(encoding="utf-8")))
-    with writing(partial, stage.name), lock.hold(partial, wait=wait, say=say):
-        existing = Artefact.peek(output)  # another process may have finished it while we waited
-        if existing is not None and not force and is_fresh(existing, identity):
-            shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_of(output)
+    _check_partial(partial)
+    with writing(partial, stage.name), lock.hold(partial, wait=wait):
+        existing = _ready_made(stage, output, identity, force)  # another process may have made a result while we waited
+        if existing is not None:
             return existing
-        if ranks == 1 and not force and _is_finished(partial, identity):
-            say(f"{stage.name}: an earlier run had finished all but the last step: {display(output)}")
+        if not force and _is_finished(partial, identity):
+            print(f"{stage.name}: an earlier run had finished all but the last step: {display(output)}")
             publish(partial, output, stage.scratch)
             return Artefact(output, Manifest.from_json((output / MANIFEST).read_text(encoding="utf-8")))
-        _prepare(partial, identity, keep=stage.launched)
-        return _run_main(stage, resolved, output, partial, identity, layout, distributed=ranks > 1)
+        _prepare(stage, resolved, output, identity, force, layout)
+        return _run_main(stage, resolved, output, partial, identity, layout)
+
+
+def _ready_made(stage: Stage, output: Path, identity: Identity, force: bool) -> Artefact | None:
+    """The result, where it is there and nothing asks for another; see `_check_output` for what it raises."""
+    replaces = force or was_forced(stage, output, identity)
+    existing = _check_output(stage, output, identity, replaces)
+    return existing if existing is not None and not replaces and is_fresh(existing, identity) else None
+
+
+def was_forced(stage: Stage, output: Path, identity: Identity) -> bool:
+    """Whether a run with --force was stopped that can be gone on with; without --force, which would begin it again."""
+    attempt = Attempt.peek(partial_of(output))
+    return stage.launched and attempt is not None and attempt.forced and attempt.is_at(identity)
+
+
+def _run_beside_main(stage: Stage, resolved: Resolved[Any], output: Path, identity: Identity, force: bool) -> Artefact:
+    """Run a stage on a rank other than the first: when its main process has prepared the directory, and until it is committed.
+
+    Nothing here has a limit of time, since the main process may wait for another run, or hash a large model for long. Where
+    it fails, the launcher ends this rank.
+    """
+    partial = partial_of(output)
+    while (existing := _ready_made(stage, output, identity, force)) is None:
+        attempt = Attempt.peek(partial)
+        if attempt is not None and attempt.launch == _launch_id():
+            break
+        time.sleep(_PAUSE)
+    else:
+        return existing
+    if not attempt.is_at(identity):
+        differing = _differences(attempt.settings, identity.settings)
+        raise ArtefactError(f"rank {rank()[0]} would make another result than the main process: {differing}")
+    directory = os.stat(partial)
+    _load(stage.function)(resolved.config, Workspace(partial, is_main=False, say=_silent))
+    while not (output.exists() and os.path.samestat(directory, os.stat(output))):
+        time.sleep(_PAUSE)
+    return Artefact(output, Manifest.from_json((output / MANIFEST).read_text(encoding="utf-8")))
 
 
 @contextlib.contextmanager
@@ -304,22 +419,16 @@ def _run_main(
     partial: Path,
     identity: Identity,
     layout: str | None,
-    distributed: bool,
 ) -> Artefact:
     started = time.monotonic()
     try:
         metrics = _load(stage.function)(resolved.config, Workspace(partial))
     except LLMKitError as failure:
-        # A launcher between us and the runner hides the message and the exit code; this file carries them.
+        # A launcher between us and the runner hides the message; this file carries it.
         with contextlib.suppress(OSError):
             write_synced(partial / _FAILURE, json.dumps({"message": str(failure)}))
         raise
-    header = f"Settings of `llmkit {stage.name}`, resolved; `--config` with this file gives the same result"
-    write_synced(partial / SETTINGS, resolved.to_yaml(header))
-    artefact = _commit(stage, resolved, output, partial, identity, metrics, layout, time.monotonic() - started)
-    if distributed:
-        _barrier()
-    return artefact
+    return _commit(stage, resolved, output, partial, identity, metrics, layout, time.monotonic() - started)
 
 
 def _silent(_: str) -> None:
@@ -335,7 +444,8 @@ def _check_output(stage: Stage, output: Path, identity: Identity, force: bool) -
             raise ArtefactError(f"--output_dir {output} holds files that llmkit did not write; name another directory")
         return None
     if not force and existing.manifest.fingerprint != identity.fingerprint:
-        differing = "its stage" if existing.manifest.stage != stage.name else _differences(stage, existing, identity)
+        same_stage = existing.manifest.stage == stage.name
+        differing = _differences(existing.manifest.settings, identity.settings) if same_stage else "its stage"
         raise ArtefactError(
             f"--output_dir {output} holds a result that differs in {differing}; "
             f"name another directory, or replace it with --force"
@@ -343,37 +453,71 @@ def _check_output(stage: Stage, output: Path, identity: Identity, force: bool) -
     return existing
 
 
-def _differences(stage: Stage, existing: Artefact, identity: Identity) -> str:
-    old, new = existing.manifest.config, identity.settings
-    names = [f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in changed_settings(stage, old, new)]
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    names = [f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in changed_settings(old, new)]
     return ", ".join(names) or "its inputs"
 
 
-def changed_settings(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The settings that make two results of a stage differ; inputs and what cannot change the bytes are left out."""
-    specs = accepted(stage.config_class)
-    matter = [key for key, spec in specs.items() if spec.role == "setting" and spec.identity]
-    return [key for key in matter if old.get(key) != new.get(key)]
+def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The names of the settings in which two results differ."""
+    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
-def _prepare(partial: Path, identity: Identity, keep: bool) -> None:
-    """Empty the partial directory, unless an earlier attempt at the same result is to be resumed."""
-    attempt = partial / _ATTEMPT
+def _check_partial(partial: Path) -> None:
+    """Refuse a directory that only looks like one of ours: at any instant, ours has one of the three files, or none at all."""
     try:
-        same = json.loads(attempt.read_text(encoding="utf-8"))["fingerprint"] == identity.fingerprint
-    except (OSError, ValueError, KeyError):
-        same = False
+        names = set(os.listdir(partial))
+    except OSError:  # it is not there; or it cannot be read, and who writes into it says so
+        return
+    if names and not names & {_ATTEMPT, lock.HOLDER, MANIFEST}:
+        raise ArtefactError(f"{partial} holds files that llmkit did not write; move them, or name another --output_dir")
+
+
+def _prepare(stage: Stage, resolved: Resolved[Any], output: Path, identity: Identity, force: bool, layout: str | None) -> None:
+    """Empty the partial directory, unless an earlier attempt at the same result is to be resumed.
+
+    Raises:
+        ArtefactError: it holds what an attempt at another result has reached.
+    """
+    partial = partial_of(output)
+    earlier = Attempt.peek(partial)
+    is_same = earlier is not None and earlier.is_at(identity)
+    if earlier is not None and earlier.fingerprint and not is_same and not force and _has_reached_something(stage, partial):
+        raise ArtefactError(
+            f"{partial} holds an unfinished run that differs in {_differences(earlier.settings, identity.settings)}; "
+            f"go on with those settings, name another directory, or discard it with --force"
+        )
+    keep = is_same and stage.launched and not force
+    words = ["llmkit", stage.name, "--config", str(partial / SETTINGS), "--output_dir", str(output)]
+    attempt = Attempt(
+        stage=stage.name,
+        fingerprint=identity.fingerprint,
+        settings=identity.settings,
+        inputs={port: record.digest for port, record in identity.inputs.items()},
+        forced=force or was_forced(stage, output, identity),
+        command=shlex.join([*words, *_layout_words(layout)]),
+    )
+    (attempt if keep else replace(attempt, fingerprint="")).write(partial)
     for name in (_FAILURE, MANIFEST):
         (partial / name).unlink(missing_ok=True)
     for name in (_ATTEMPT, _FAILURE, MANIFEST, SETTINGS):  # half a file of ours, which a kill left
         for torn in partial.glob(f".{name}.*"):
             torn.unlink()
-    if not (same and keep):
+    if not keep:
         for item in partial.iterdir():
-            if item.name != lock.HOLDER:
+            if item.name not in (lock.HOLDER, _ATTEMPT):
                 _remove(item)
-    # Written last: other ranks start when they see it.
-    write_synced(attempt, json.dumps({"fingerprint": identity.fingerprint, "pid": os.getpid()}))
+    header = f"Settings of `llmkit {stage.name}`, resolved; `--config` with this file gives the same result"
+    write_synced(partial / SETTINGS, resolved.to_yaml(header))
+    replace(attempt, launch=_launch_id()).write(partial)  # last: the other ranks begin when they see it
+
+
+def _has_reached_something(stage: Stage, partial: Path) -> bool:
+    return stage.checkpoints is not None and any([*partial.glob(stage.checkpoints), *partial.glob(MANIFEST)])
+
+
+def _layout_words(layout: str | None) -> list[str]:
+    return ["--accelerate_config", layout] if layout else []
 
 
 def _remove(path: Path) -> None:
@@ -381,25 +525,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _wait_for_main(partial: Path, identity: Identity, timeout: float = 600.0) -> None:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        try:
-            attempt = json.loads((partial / _ATTEMPT).read_text(encoding="utf-8"))
-            if attempt["fingerprint"] == identity.fingerprint and lock.is_held(partial):
-                return
-        except (OSError, ValueError, KeyError):
-            pass
-        time.sleep(0.05)
-    raise ArtefactError(f"the main process did not prepare {partial} within {timeout:.0f} s")
-
-
-def _barrier() -> None:
-    from accelerate import PartialState
-
-    PartialState().wait_for_everyone()
 
 
 def _commit(
@@ -425,7 +550,6 @@ def _commit(
         )
         for port, record in identity.inputs.items()
     }
-    launch = ["--accelerate_config", layout] if layout else []
     manifest = Manifest(
         stage=stage.name,
         stage_version=stage.version,
@@ -437,9 +561,10 @@ def _commit(
         files=files,
         metrics=metrics,
         environment=environment(),
-        command=shlex.join(["llmkit", stage.name, "--config", str(output / SETTINGS), *launch]),
+        command=shlex.join(["llmkit", stage.name, "--config", str(output / SETTINGS), *_layout_words(layout)]),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
+        settings=identity.settings,
     )
     write_synced(partial / MANIFEST, manifest.to_json())
     for directory in {path.parent for path in partial.rglob("*")}:
@@ -455,8 +580,9 @@ def _is_scratch(path: Path, partial: Path, scratch: tuple[str, ...]) -> bool:
 
 def publish(partial: Path, output: Path, scratch: tuple[str, ...] = ()) -> None:
     """Rename a finished partial directory to its place; what stood there goes only afterwards."""
-    for path in [item for item in partial.iterdir() if _is_scratch(item, partial, scratch)]:
-        _remove(path)
+    for path in sorted(partial.iterdir(), key=lambda item: item.name == _ATTEMPT):
+        if _is_scratch(path, partial, scratch):
+            _remove(path)
     if output.exists() and not any(output.iterdir()):
         output.rmdir()
     aside = output.with_name(f"{output.name}.replaced")
@@ -470,7 +596,7 @@ def publish(partial: Path, output: Path, scratch: tuple[str, ...] = ()) -> None:
 
 def failure_message(output: Path) -> str | None:
     """What a launched stage said before it ended with a user's error, if it did."""
-    path = output.with_name(output.name + ".partial") / _FAILURE
+    path = partial_of(output) / _FAILURE
     try:
         return json.loads(path.read_text(encoding="utf-8"))["message"]
     except (OSError, ValueError, KeyError):
@@ -479,7 +605,7 @@ def failure_message(output: Path) -> str | None:
 
 def forget_failure(output: Path) -> None:
     """Remove what an earlier attempt said, so that it is not taken for the words of the next one."""
-    (output.with_name(output.name + ".partial") / _FAILURE).unlink(missing_ok=True)
+    (partial_of(output) / _FAILURE).unlink(missing_ok=True)
 
 
 def finished_line(stage: Stage, artefact: Artefact) -> str:

@@ -35,7 +35,7 @@ def trace(target: Path, number: str | None = None, say: Callable[[str], None] = 
     """Print where a file, or a number of an artefact's metrics, came from.
 
     Returns:
-        Whether everything that can still be checked is as it was recorded.
+        Whether all of it is there and as it was recorded.
 
     Raises:
         ArtefactError: the file belongs to no artefact, or the artefact has no such number.
@@ -66,7 +66,7 @@ def trace(target: Path, number: str | None = None, say: Callable[[str], None] = 
     say("raw inputs:" if raw else "raw inputs: none")
     for record in raw.values():
         state = _state_of(record)
-        sound = sound and state != "changed"
+        sound = sound and state not in ("changed", "no longer there")
         say(f"  {record.path}  sha256 {record.sha256[:16]}  {state}")
     return sound
 

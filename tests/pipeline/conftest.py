@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import llmkit.parallel.launch
 import llmkit.stages
 from llmkit import cli
 from llmkit.config import resolve
+from llmkit.parallel.launch import process_count
 from llmkit.pipeline import runner
 from llmkit.pipeline.artefact import Artefact
 from llmkit.pipeline.runner import load
@@ -59,9 +61,14 @@ def start() -> Any:
     """`llmkit ...` in a process of its own, after its imports; what is still alive at the end of the test is killed."""
     processes: list[subprocess.Popen[str]] = []
 
-    def run(*words: str | Path) -> subprocess.Popen[str]:
+    def run(*words: str | Path, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [*toy_stages.PROGRAM, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+            [*toy_stages.PROGRAM, *map(str, words)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env={**os.environ, **environment},
         )
         processes.append(process)
         assert process.stderr is not None
@@ -90,6 +97,7 @@ def go(pipeline: Path, tmp_path: Path) -> Callable[..., list[str]]:
             load(str(path or pipeline), toy_stages.STAGES, settings),
             tmp_path / "runs" / "toy",
             toy_stages.launch_here,
+            process_count,
             say=lines.append,
             invocation={"pipeline": str(path or pipeline), "settings": settings or []},
             **options,

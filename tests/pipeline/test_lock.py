@@ -75,7 +75,13 @@ def test_a_lock_leaves_nothing_behind(tmp_path: Path) -> None:
     with lock.hold(tmp_path / "a/b"):
         assert lock.is_held(tmp_path / "a/b")
     assert not lock.is_held(tmp_path / "a/b")
-    assert list((tmp_path / "a/b").iterdir()) == []
+    assert not (tmp_path / "a/b").exists(), "it was made for the lock alone"
+
+
+def test_a_lock_leaves_what_was_written_under_it(tmp_path: Path) -> None:
+    with lock.hold(tmp_path / "a"):
+        (tmp_path / "a/file").touch()
+    assert list((tmp_path / "a").iterdir()) == [tmp_path / "a/file"]
 
 
 def test_an_error_frees_the_lock(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import toy_stages
 from toy_stages import assert_all_that_claims_to_be_complete_is, contents, until
 
-from llmkit.errors import ConfigError, DataError, LockedError, PipelineError
+from llmkit.errors import ConfigError, DataError, LockedError, PipelineError, StageStopped
 from llmkit.pipeline import lock
 from llmkit.pipeline.artefact import Artefact
 from llmkit.pipeline.runner import load
@@ -199,6 +199,12 @@ def problems_of(tmp_path: Path, text: str, settings: list[str] | None = None) ->
     with pytest.raises(ConfigError) as caught:
         load(str(path), toy_stages.STAGES, settings)
     return caught.value.problems
+
+
+@pytest.mark.parametrize("name", ["../gather", "a/b", "..", ".hidden", "a.b", "", "artefacts", "a b"])
+def test_a_name_that_would_lead_out_of_the_directory_of_a_pipeline_is_refused(tmp_path: Path, name: str) -> None:
+    text = f"stages:\n  {name!r}:\n    stage: gather\n    config: {{train_file: [data]}}\n"
+    assert f"{name}: a stage cannot be called that; letters, digits, - and _ make a name" in problems_of(tmp_path, text)
 
 
 GATHER = "  gather:\n    config: {train_file: [data]}\n"
@@ -441,6 +447,64 @@ def test_status_after_a_kill_says_what_was_begun(busy, command) -> None:
     assert states(said)["learn"] == "begun"
     assert "the next run goes on with it" in said.out
     assert "running" not in said.out
+
+
+def test_status_after_a_kill_names_what_is_no_part_of_a_pipeline_too(
+    command, make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    make("gather", "corpus", train_file=["a.txt"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(toy_stages, "learn", interrupted)
+        make("learn", "runs/mine", corpus="corpus", steps=3)
+    said = command("status")
+    start = "runs/mine.partial: unfinished; go on with: llmkit "
+    assert said.out.startswith(start)
+    assert command(*said.out.removeprefix(start).split()).code == 0
+    assert Artefact.open(tmp_path / "runs/mine", "learn").manifest.config["steps"] == 3
+    assert command("status").out == "no pipeline has run below runs; try `llmkit run sentiment`\n"
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_forced_stage_that_was_stopped_is_gone_on_with(go, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    go()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(toy_stages, "learn", interrupted)
+        go(force=("learn",))
+    assert states(command("status")) == {"gather": "fresh", "measure": "fresh", "learn": "begun", "combine": "stale"}
+    assert go() == ["learn"]
+    assert go() == []
+
+
+def test_a_stage_that_is_told_to_end_ends_the_pipeline_with_its_exit_code(
+    command, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise StageStopped(signal.SIGTERM, "stopped after step 7")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_stages, "learn", stopped)
+        said = command("run", pipeline)
+    assert said.code == 143
+    assert said.err == "llmkit: stopped after step 7\n"
+    assert command("run", pipeline).code == 0
+
+
+def test_the_processes_of_a_layout_make_a_step_stale_where_they_change_its_result(
+    go, command, pipeline: Path, tmp_path: Path
+) -> None:
+    go(["learn.batch=8"])
+    (tmp_path / "two.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
+
+    def planned(batch: int) -> str:
+        words = ("--set", f"learn.batch={batch}", "--set", "learn.accelerate_config=two.yaml")
+        return command("run", pipeline, "--dry_run", *words).out.splitlines()[2]
+
+    assert planned(8) == "learn        would run (changed: global_batch)"
+    assert planned(4) == "learn        fresh"
 
 
 def test_status_shows_the_other_pipelines_though_one_cannot_be_read(command, pipeline: Path, tmp_path: Path) -> None:

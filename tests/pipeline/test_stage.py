@@ -27,9 +27,9 @@ from llmkit.stages import STAGES as REAL_STAGES
 GATHER, MEASURE, LEARN = (toy_stages.STAGES[name] for name in ("gather", "measure", "learn"))
 
 
-def fingerprint(stage: Stage, **settings: Any) -> str:
+def fingerprint(stage: Stage, processes: int = 1, **settings: Any) -> str:
     config = resolve(stage.config_class, [Source(settings, {})]).config
-    return identify(stage, config, FileHashes(Path("hashes.json"))).fingerprint
+    return identify(stage, config, FileHashes(Path("hashes.json")), processes=processes).fingerprint
 
 
 @pytest.fixture
@@ -60,15 +60,61 @@ def test_the_content_of_an_input_moves_the_fingerprint_and_its_return_restores_i
     assert fingerprint(GATHER, train_file=["a.txt"]) == before
 
 
-def test_paths_times_and_file_names_leave_the_fingerprint(texts: Path) -> None:
+def test_paths_and_times_leave_the_fingerprint(texts: Path) -> None:
     before = fingerprint(GATHER, train_file=["a.txt"])
     assert fingerprint(GATHER, train_file=[str(texts / "a.txt")]) == before
     os.utime(texts / "a.txt", (0, 0))
     assert fingerprint(GATHER, train_file=["a.txt"]) == before
     (texts / "moved").mkdir()
-    (texts / "a.txt").rename(texts / "moved/other.md")
-    assert fingerprint(GATHER, train_file=["moved/*"]) == before
-    assert fingerprint(GATHER, train_file=["moved"]) == before
+    (texts / "a.txt").rename(texts / "moved/a.txt")
+    for same in ("moved/a.txt", "moved/*", "moved", str(texts / "moved/?.txt")):
+        assert fingerprint(GATHER, train_file=[same]) == before
+
+
+@pytest.mark.parametrize("pattern", ["data", "data/*/*", "data/**/*.txt"])
+def test_a_directory_may_be_moved_as_a_whole_and_what_is_called_otherwise_in_it_counts(texts: Path, pattern: str) -> None:
+    (texts / "data/sub").mkdir(parents=True)
+    (texts / "a.txt").rename(texts / "data/sub/a.txt")
+    before = fingerprint(GATHER, train_file=[pattern])
+    (texts / "data").rename(texts / "other")
+    assert fingerprint(GATHER, train_file=[pattern.replace("data", "other")]) == before
+    (texts / "other/sub/a.txt").rename(texts / "other/sub/c.txt")
+    assert fingerprint(GATHER, train_file=[pattern.replace("data", "other")]) != before, "ids are made of names"
+
+
+def test_a_suffix_decides_how_a_file_is_read_and_moves_the_fingerprint(texts: Path) -> None:
+    before = fingerprint(GATHER, train_file=["a.txt"])
+    (texts / "a.txt").rename(texts / "a.jsonl")
+    assert fingerprint(GATHER, train_file=["a.jsonl"]) != before
+
+
+def test_files_that_are_not_read_leave_the_fingerprint_of_a_corpus(texts: Path) -> None:
+    stage = REAL_STAGES["preprocess"]
+    before = {pattern: fingerprint(stage, train_file=[pattern]) for pattern in (".", "*")}
+    for name in ("c.pdf", "README", ".hidden.txt", ".git/d.txt", "hashes.json"):
+        (texts / name).parent.mkdir(exist_ok=True)
+        (texts / name).write_text("{}")
+    (texts / "hashes.json").unlink()
+    for pattern, mark in before.items():
+        assert fingerprint(stage, train_file=[pattern]) == mark
+    (texts / "c.md").write_text("read")
+    for pattern, mark in before.items():
+        assert fingerprint(stage, train_file=[pattern]) != mark
+
+
+def test_a_directory_of_which_nothing_is_read_is_refused_with_what_would_be(texts: Path) -> None:
+    (texts / "papers").mkdir()
+    (texts / "papers/c.pdf").write_text("x")
+    with pytest.raises(DataError, match=r"train_file: none of the files of 'papers' can be read; known are \.txt, \.md"):
+        fingerprint(REAL_STAGES["preprocess"], train_file=["papers"])
+
+
+def test_the_number_of_processes_counts_where_it_changes_the_result(texts: Path, make) -> None:
+    make("gather", "corpus", train_file=["a.txt"])
+    one = fingerprint(LEARN, processes=1, corpus="corpus", batch=32)
+    assert fingerprint(LEARN, processes=2, corpus="corpus", batch=16) == one, "as many samples a step"
+    assert fingerprint(LEARN, processes=2, corpus="corpus", batch=32) != one
+    assert fingerprint(LEARN, processes=2, corpus="corpus") == fingerprint(LEARN, corpus="corpus")
 
 
 def test_the_order_of_input_files_moves_the_fingerprint(texts: Path) -> None:
@@ -108,6 +154,9 @@ def test_a_model_from_elsewhere_counts_by_its_content(texts: Path) -> None:
         (texts / name / "weights").write_text("1234")
     before = fingerprint(MEASURE, corpus="one")
     assert fingerprint(MEASURE, corpus="two") == before
+    (texts / "two/weights").rename(texts / "two/old")
+    assert fingerprint(MEASURE, corpus="two") != before
+    (texts / "two/old").rename(texts / "two/weights")
     (texts / "two/weights").write_text("4321")
     assert fingerprint(MEASURE, corpus="two") != before
 
@@ -205,17 +254,106 @@ def test_a_training_stage_goes_on_where_it_was_stopped(texts: Path, make, monkey
     assert resumed.manifest.digest == whole.manifest.digest
 
 
-def test_an_attempt_at_other_settings_is_not_resumed(texts: Path, make, monkeypatch: pytest.MonkeyPatch) -> None:
-    make("gather", "corpus", train_file=["a.txt"])
+def _interrupted(make, monkeypatch: pytest.MonkeyPatch, checkpoints: int = 4, **settings: Any) -> None:
+    """A run of `learn` into `out` that is stopped after some checkpoints."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        _interrupt_after(4, patch)
-        make("learn", "out", corpus="corpus", learning_rate=0.1)
-    made = make("learn", "out", corpus="corpus", learning_rate=0.2)
+        _interrupt_after(checkpoints, patch)
+        make("learn", "out", corpus="corpus", **settings)
+
+
+def test_what_a_run_of_other_settings_has_reached_is_not_thrown_away_unasked(
+    texts: Path, make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("gather", "corpus", train_file=["a.txt"])
+    _interrupted(make, monkeypatch, learning_rate=0.1)
+    reached = contents(texts / "out.partial")
+    with pytest.raises(
+        ArtefactError, match=r"an unfinished run that differs in learning_rate \(0.1 there, 0.2 now\); .*--force"
+    ):
+        make("learn", "out", corpus="corpus", learning_rate=0.2)
+    assert contents(texts / "out.partial") == reached
+    made = make("learn", "out", force=True, corpus="corpus", learning_rate=0.2)
     assert contents(made.directory) == contents(make("learn", "whole", corpus="corpus", learning_rate=0.2).directory)
+
+
+def test_the_same_settings_on_other_inputs_are_another_run(texts: Path, make, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("gather", "corpus", train_file=["a.txt"])
+    _interrupted(make, monkeypatch)
+    make("gather", "corpus", force=True, train_file=["b.txt"])
+    with pytest.raises(ArtefactError, match="an unfinished run that differs in its inputs"):
+        make("learn", "out", corpus="corpus")
+
+
+def test_a_run_of_other_settings_that_has_reached_nothing_gives_way(
+    texts: Path, make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("gather", "corpus", train_file=["a.txt"])
+    _interrupted(make, monkeypatch, checkpoints=0, learning_rate=0.1)
+    assert (texts / "out.partial").is_dir()
+    assert make("learn", "out", corpus="corpus", learning_rate=0.2).damaged() == []
+
+
+def test_force_starts_from_the_beginning_and_when_stopped_goes_on_without_it(
+    texts: Path, make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("gather", "corpus", train_file=["a.txt"])
+    before = make("learn", "out", corpus="corpus").manifest
+    for checkpoints in (4, 2):  # forced and stopped, twice
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            _interrupt_after(checkpoints, patch)
+            make("learn", "out", force=True, corpus="corpus")
+        assert len(list((texts / "out.partial").glob("step-*"))) == checkpoints, "nothing was kept of what was there"
+    assert Artefact.open(texts / "out", "learn").manifest == before, "the old result stays until there is a new one"
+    kept = (texts / "out.partial/step-1.txt").stat().st_mtime_ns
+    made = make("learn", "out", corpus="corpus")
+    assert (texts / "out/step-1.txt").stat().st_mtime_ns == kept, "made again, not resumed"
+    assert made.manifest.digest == before.digest
+    assert make("learn", "out", corpus="corpus").manifest == made.manifest, "and that was all"
+
+
+def test_a_forced_run_over_a_result_of_other_settings_goes_on_without_force(
+    texts: Path, make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("gather", "corpus", train_file=["a.txt"])
+    make("learn", "out", corpus="corpus", learning_rate=0.1)
+    _interrupted(make, monkeypatch, force=True, learning_rate=0.2)
+    with pytest.raises(ArtefactError, match="a result that differs in learning_rate"):
+        make("learn", "out", corpus="corpus", learning_rate=0.3)
+    assert make("learn", "out", corpus="corpus", learning_rate=0.2).manifest.config["learning_rate"] == 0.2
+
+
+def test_a_kill_while_an_old_run_is_discarded_leaves_nothing_to_go_on_with(
+    texts: Path, make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("gather", "corpus", train_file=["a.txt"])
+    _interrupted(make, monkeypatch)
+
+    def killed(path: Path) -> None:
+        path.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage_module, "_remove", killed)
+        make("learn", "out", force=True, corpus="corpus")
+    made = make("learn", "out", corpus="corpus")
+    assert contents(made.directory) == contents(make("learn", "whole", corpus="corpus").directory)
+
+
+def test_a_directory_that_only_looks_like_an_unfinished_run_is_not_emptied(texts: Path, make) -> None:
+    (texts / "out.partial").mkdir()
+    (texts / "out.partial/thesis.txt").write_text("mine")
+    for name in ("gather", "learn"):
+        settings = {"train_file": ["a.txt"]} if name == "gather" else {"corpus": "corpus"}
+        make("gather", "corpus", train_file=["a.txt"])
+        for force in (False, True):
+            with pytest.raises(ArtefactError, match=r"out.partial holds files that llmkit did not write"):
+                make(name, "out", force=force, **settings)
+    assert [path.name for path in (texts / "out.partial").iterdir()] == ["thesis.txt"]
 
 
 def test_a_stage_that_does_not_resume_starts_in_an_empty_directory(texts: Path, make) -> None:
     (texts / "out.partial/texts").mkdir(parents=True)
+    (texts / "out.partial" / lock.HOLDER).write_text("{}")
     (texts / "out.partial/texts/9.txt").write_text("left by a kill")
     (texts / "out.partial/elsewhere").symlink_to(texts)
     made = make("gather", "out", train_file=["a.txt"])
@@ -293,6 +431,23 @@ def test_one_that_waited_for_the_same_result_takes_it(texts: Path, make, monkeyp
     made = run_stage(GATHER, resolved, texts / "out", wait=True)
     monkeypatch.setattr(toy_stages, "gather", lambda *_: pytest.fail("made twice"))
     assert made.manifest == Artefact.open(texts / "out", "gather").manifest
+    assert not (texts / "out.partial").exists()
+
+
+def test_one_that_waited_does_not_replace_a_result_of_other_settings(
+    texts: Path, make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = lock.hold
+
+    def finished_by_another(partial: Path, **options: Any) -> Any:
+        monkeypatch.setattr(lock, "hold", hold)
+        make("gather", "out", train_file=["a.txt"], copies=2)
+        return hold(partial, **options)
+
+    monkeypatch.setattr(lock, "hold", finished_by_another)
+    with pytest.raises(ArtefactError, match=r"out holds a result that differs in copies \(2 there, 1 now\)"):
+        make("gather", "out", train_file=["a.txt"])
+    assert Artefact.open(texts / "out", "gather").manifest.config["copies"] == 2
     assert not (texts / "out.partial").exists()
 
 

@@ -72,6 +72,7 @@ def test_a_changed_raw_file_is_found(command, tmp_path: Path) -> None:
 def test_a_raw_file_that_is_gone_is_said(command, tmp_path: Path) -> None:
     (tmp_path / "data/b.txt").unlink()
     said = command("trace", REPORT)
+    assert said.code == 1, "it cannot be checked"
     assert "no longer there" in next(line for line in said.out.splitlines() if "data/b.txt" in line)
 
 

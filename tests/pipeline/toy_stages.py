@@ -20,7 +20,7 @@ from typing import Any
 from llmkit.config import StageConfig, option
 from llmkit.errors import DataError
 from llmkit.pipeline.artefact import Artefact
-from llmkit.pipeline.stage import Stage, Workspace, expand, run_stage
+from llmkit.pipeline.stage import Stage, Workspace, expand, rank, run_stage
 
 PROGRAM = [sys.executable, str(Path(__file__).resolve())]
 """The `llmkit` command on these stages, in a process of its own."""
@@ -94,6 +94,12 @@ class LearnConfig(Paced):
     steps: int = option(6)
     """Steps, each with a checkpoint."""
 
+    batch: int | None = option(None, identity=False)
+    """Samples that one process learns at once."""
+
+    def result_settings(self, processes: int) -> dict[str, Any]:
+        return {"global_batch": self.batch * processes} if self.batch else {}
+
 
 @dataclass(kw_only=True)
 class CombineConfig(Paced):
@@ -141,8 +147,19 @@ def measure(config: MeasureConfig, workspace: Workspace) -> dict[str, Any]:
     return {"train": {"total": sum(counts), "mean": sum(counts) / len(counts)}, "test": {"total": 0}}
 
 
+def _meet(workspace: Workspace) -> None:
+    """What a collective operation does: no rank goes on before all are there."""
+    this, ranks = rank()
+    if ranks > 1:
+        (workspace.directory / f".here-{this}").touch()
+        until(lambda: len(list(workspace.directory.glob(".here-*"))) == ranks)
+
+
 def learn(config: LearnConfig, workspace: Workspace) -> dict[str, Any]:
     """Goes on from the newest checkpoint of an earlier attempt, as training does."""
+    _meet(workspace)
+    if not workspace.is_main:
+        return {}
     corpus = Artefact.open(config.corpus, "gather")
     text = "".join(path.read_text(encoding="utf-8") for path in sorted((corpus.directory / "texts").iterdir()))
     done = list(workspace.directory.glob("step-*.txt"))
@@ -173,7 +190,15 @@ def toy(name: str, **more: Any) -> Stage:
     )
 
 
-STAGES = {stage.name: stage for stage in (toy("gather"), toy("measure"), toy("learn", launched=True), toy("combine"))}
+STAGES = {
+    stage.name: stage
+    for stage in (
+        toy("gather"),
+        toy("measure"),
+        toy("learn", launched=True, checkpoints="step-*.txt", scratch=(".here-*",)),
+        toy("combine"),
+    )
+}
 
 
 def launch_here(stage: Stage, resolved: Any, output: Path, layout: str, force: bool = False) -> Artefact:
@@ -245,6 +270,7 @@ def run_and_die_at_every_instant(pipeline: Path, runs: Path) -> None:
     """Run a pipeline again and again, each time in a fork and a new directory, killed one change later than before."""
     import contextlib
 
+    from llmkit.parallel.launch import process_count
     from llmkit.pipeline import runner
     from llmkit.pipeline.artefact import environment
 
@@ -256,7 +282,7 @@ def run_and_die_at_every_instant(pipeline: Path, runs: Path) -> None:
         if child == 0:
             with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
                 _die_at(instant, directory)
-                runner.run(loaded, directory, launch_here)
+                runner.run(loaded, directory, launch_here, process_count)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
