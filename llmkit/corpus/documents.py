@@ -138,10 +138,3 @@ def read_batches(
     for path in shards(directory, split):
         with pyarrow.parquet.ParquetFile(path) as shard:
             yield from shard.iter_batches(batch_size=batch_size, columns=chosen)
-
-
-def read_documents(directory: Path, split: str) -> Iterator[Document]:
-    """The documents of a split in the order written."""
-    for batch in read_batches(directory, split, COLUMNS):
-        for row in zip(*(batch.column(name).to_pylist() for name in COLUMNS), strict=True):
-            yield Document(*row)

@@ -21,7 +21,16 @@ from llmkit.config import StageConfig, option
 from llmkit.corpus.documents import Document, DocumentWriter, RejectWriter
 from llmkit.corpus.embedded import STDLIB, EmbeddedReader, embedded_version, unknown_packages
 from llmkit.corpus.normalise import normalise
-from llmkit.corpus.readers import BadRow, DatasetReader, FileReader, ReadOptions, Row, find_files, make_names_distinct
+from llmkit.corpus.readers import (
+    ENDINGS,
+    BadRow,
+    DatasetReader,
+    FileReader,
+    ReadOptions,
+    Row,
+    find_files,
+    make_names_distinct,
+)
 from llmkit.corpus.seen import FirstSeen
 from llmkit.errors import DataError
 
@@ -42,10 +51,10 @@ _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff
 class PreprocessConfig(StageConfig):
     """Settings of `llmkit preprocess`."""
 
-    train_file: list[str] | None = option(default=None, role="files")
+    train_file: list[str] | None = option(default=None, role="files", kinds=ENDINGS)
     """Files, directories or patterns of raw text: .txt, .md, .jsonl, .json (one object a line), .csv, .tsv (each also
     .gz or .zst) and .parquet."""
-    validation_file: list[str] | None = option(default=None, role="files")
+    validation_file: list[str] | None = option(default=None, role="files", kinds=ENDINGS)
     """The same for the validation split; without it, a share of the documents is set aside (`validation_fraction`)."""
     dataset_name: str | None = None
     """A data set for `datasets`: its name on the hub, or a local directory. May be combined with files."""

@@ -37,6 +37,8 @@ Progress = Callable[[int], None]
 
 KINDS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
+ENDINGS = (*KINDS, *(kind + compression for kind in KINDS if kind != ".parquet" for compression in COMPRESSIONS))
+"""Of the names of all files that are read."""
 
 LONGEST_ROW = 64 << 20
 """Bytes of one JSON or CSV row; a longer one is a broken file rather than a document."""
@@ -113,7 +115,7 @@ class Found:
 def find_files(patterns: list[str], setting: str) -> Found:
     """The readable files that paths, directories and patterns name, in their order, none twice.
 
-    In a directory or behind a pattern, hidden files and those of unknown kinds are passed over and counted.
+    In a directory or behind a pattern, hidden files and those of unknown kinds are passed over, and counted in a directory.
 
     Raises:
         DataError: a file named by itself is of an unknown kind, or nothing readable is found.
@@ -127,12 +129,13 @@ def find_files(patterns: list[str], setting: str) -> Found:
             file = _recognise(path, depth=len(below))
             if path == root and file is None:
                 raise DataError(f"{setting}: {path} is of an unknown kind; known are {_known_kinds()}")
-            if file is None or (path != root and any(part.startswith(".") for part in below)):
+            if file is None:
                 skipped.add(path.absolute())
             else:
                 found.setdefault(path.absolute(), file)
         if root.is_dir():
-            skipped.update(path.absolute() for path in root.rglob(".*") if path.is_file())
+            skipped.update(path.absolute() for path in root.rglob("*") if path.is_file())
+    skipped -= found.keys()
     if not found:
         raise DataError(
             f"{setting}: none of the {len(skipped)} files below {patterns} can be read; known are {_known_kinds()}"
@@ -145,11 +148,12 @@ def _known_kinds() -> str:
 
 
 def _recognise(path: Path, depth: int) -> InputFile | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
-    kind = suffixes[-1] if suffixes else ""
-    known = kind in KINDS and not (compression and kind == ".parquet")
-    return InputFile(path.absolute(), kind, compression, depth) if known else None
+    name = path.name.lower()
+    if not name.endswith(ENDINGS):
+        return None
+    compression = next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
+    kind = next(kind for kind in KINDS if name.removesuffix(compression).endswith(kind))
+    return InputFile(path.absolute(), kind, compression, depth)
 
 
 def make_names_distinct(files: list[InputFile]) -> None:

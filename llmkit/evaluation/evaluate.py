@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config import StageConfig, option
-from llmkit.training.finetune import embedded_marks
+from llmkit.training.finetune import dataset_marks, source_problems
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
@@ -24,10 +24,13 @@ class EvaluateConfig(StageConfig):
     """Test examples: .csv, .tsv, .jsonl or .parquet with a column of texts and one of labels."""
 
     dataset_name: str | None = option(None)
-    """Instead of a file: `llmkit/reviews` (embedded), or a name or local path that `datasets` knows."""
+    """Instead of a file: `llmkit/reviews` (embedded), or the name or directory of a data set that `datasets` can load."""
 
     dataset_config_name: str | None = option(None)
     """Configuration of that data set."""
+
+    dataset_revision: str | None = option(None)
+    """Commit, branch or tag of that data set on the hub; None: its newest."""
 
     dataset_split: str = option("test")
     """Split of that data set."""
@@ -42,19 +45,18 @@ class EvaluateConfig(StageConfig):
     """Examples computed at once."""
 
     baselines: bool = option(True)
-    """Measure the baselines too; they need the training examples of a `finetune` result."""
+    """Measure the baselines too; they learn from the examples that a `finetune` result was trained on."""
 
     seed: int = option(0)
-    """Seed of the bootstrap and of the baseline's cross-validation."""
+    """Seed of the baseline's cross-validation."""
 
     def problems(self) -> Iterable[str]:
-        if bool(self.test_file) == bool(self.dataset_name):
-            yield "test_file, dataset_name: give one of them (`--dataset_name llmkit/reviews` is embedded)"
+        yield from source_problems(self, "test_file")
         if self.per_device_eval_batch_size < 1:
             yield f"per_device_eval_batch_size: is {self.per_device_eval_batch_size}, must be at least 1"
 
     def raw_inputs(self) -> dict[str, str]:
-        return embedded_marks(self.dataset_name, (self.dataset_split,))
+        return dataset_marks(self.dataset_name, (self.dataset_split,))
 
 
 def evaluate(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:

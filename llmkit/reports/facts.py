@@ -6,15 +6,14 @@ Nothing is drawn here, and nothing is worded for one format.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from llmkit.errors import ArtefactError, DataError
+from llmkit.evaluation.classification import wilson
 from llmkit.pipeline.artefact import Artefact
 from llmkit.reports import lineage, trained, verdict, words
 from llmkit.reports.lineage import Node
@@ -128,6 +127,17 @@ class Predictions:
 
 
 @dataclass
+class Overlap:
+    """Test examples whose text the model had met before."""
+
+    train: int
+    validation: int
+    either: int
+    without: Score | None
+    """Accuracy on the other examples."""
+
+
+@dataclass
 class Told:
     """All that a report tells."""
 
@@ -146,6 +156,8 @@ class Told:
     classes: list[ClassRow]
     labels: list[str]
     confusion: list[list[int]]
+    overlap: Overlap | None
+    """None where it was not looked for."""
     predictions: Predictions | None
     curves: list[Curves]
     model: Model
@@ -157,6 +169,16 @@ class Told:
     """What is not as it should be: missing stages, numbers that do not agree."""
     record: dict[str, Any]
     """metrics.json as it stands."""
+
+    @property
+    def absent(self) -> list[str]:
+        """The classes of which the test set has no example."""
+        return [row.label for row in self.classes if row.support == 0]
+
+    def reason(self, key: str) -> str:
+        """Why something was left out of the evaluation, as the end of a sentence; empty where it does not say."""
+        reason = self.record.get(key)
+        return f": {reason}" if isinstance(reason, str) else ""
 
 
 def gather(evaluation: str, title: str | None, worst_errors: int) -> Told:
@@ -204,6 +226,7 @@ def gather(evaluation: str, title: str | None, worst_errors: int) -> Told:
         classes=_classes(scores, labels, confusion),
         labels=labels,
         confusion=confusion,
+        overlap=_overlap(record),
         predictions=_predictions(artefact.directory / PREDICTIONS, worst_errors, interval),
         curves=list(trained.curves_of(model)),
         model=model,
@@ -343,6 +366,17 @@ def _classes(scores: Sequence[Score], labels: list[str], confusion: list[list[in
     return rows
 
 
+def _overlap(record: Mapping[str, Any]) -> Overlap | None:
+    found = record.get("overlap")
+    if not isinstance(found, dict):
+        return None
+    try:
+        train, validation, either = (int(found[part]["examples"]) for part in ("train", "validation", "either"))
+        return Overlap(train, validation, either, _scores([found["accuracy_without"]])[0])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(f"`overlap` in {METRICS} is not what `llmkit evaluate` writes; evaluate again with --force") from None
+
+
 def class_metrics(rows: Sequence[ClassRow]) -> list[str]:
     """The metrics that classes have: precision, recall and F1 first, then up to three others."""
     usual = ("precision", "recall", "f1")
@@ -359,15 +393,6 @@ def confusions(told: Told, limit: int) -> list[tuple[str, str, int, int]]:
         if row != column and count
     ]
     return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))[:limit]
-
-
-def wilson(right: int, n: int, interval: float) -> tuple[float, float]:
-    """The score interval of a share (Wilson 1927); it stays within 0 and 1 and holds for few examples."""
-    z = NormalDist().inv_cdf((1 + interval) / 2)
-    share = right / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -153,7 +153,8 @@ def _methods(told: Told) -> list[str]:
     }
     seed = f" (seed {told.seed})" if told.seed is not None else ""
     known = {
-        "wilson": "Wilson is the score interval of a share",
+        "wilson": "Wilson is the score interval of a share; F1 of a class has that of TP / (TP + FP + FN), transformed",
+        "mover": "MOVER combines the intervals of the classes",
         "bootstrap": f"bootstrap draws the test examples again many times with replacement{seed}",
     }
     return [text for name, text in known.items() if name in used]

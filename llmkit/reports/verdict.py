@@ -37,12 +37,28 @@ def verdict(told: Told) -> str:
             between = words.interval(score.low, score.high)
             spread = f" ({'' if claims else level}{between})" if between else ""
             claims.append(f"the {score.title} is {words.score(score.value)}{spread}")
-    return f"{start}, {words.listing(claims) or 'no metric has a value'}; {_standing(told)}."
+    return f"{start}, {words.listing(claims) or 'no metric has a value'}; {_standing(told)}.{_warning(told)}"
+
+
+def _warning(told: Told) -> str:
+    """What makes the figures too good."""
+    overlap = told.overlap
+    if overlap is None or overlap.either == 0:
+        return ""
+    share = f"{words.count(overlap.either, 'example')} ({words.percent(overlap.either / told.n)})"
+    rest = overlap.without
+    if rest is None or rest.value is None:
+        return f" Warning: the texts of all {share} had been met in training or validation."
+    level = f"{100 * told.interval:g}% interval {words.percent(rest.low)} to {words.percent(rest.high)}"
+    return (
+        f" Warning: {share} had a text that had been met in training or validation; of the predictions for the others "
+        f"{words.percent(rest.value)} are right ({level})."
+    )
 
 
 def _standing(told: Told) -> str:
     if not told.baselines and not told.comparisons:
-        return "it was compared with no baseline"
+        return f"it was compared with no baseline{told.reason('baselines_left_out')}"
     names = list(dict.fromkeys([*(item.name for item in told.baselines), *(item.baseline for item in told.comparisons)]))
     groups: dict[str, list[str]] = {}
     mixed = []
@@ -90,7 +106,7 @@ def limits(told: Told) -> Iterator[str]:
             "probability were right."
         )
     if not told.baselines:
-        yield "No baseline was measured, so the figures do not show whether something simpler does as well."
+        yield "No baseline was measured: the figures do not show whether something simpler does as well."
     yield from _limits_of_lineage(told)
 
 
@@ -110,8 +126,13 @@ def _limits_of_data(told: Told) -> Iterator[str]:
             f"Nothing here says how the examples of {words.short(told.dataset)} were chosen and labelled. The figures "
             "hold for texts drawn in the same way and labelled by the same rules, and for no others."
         )
-    if not _mentions(told, "leak|contamin|overlap"):
-        yield "No check is recorded here of whether test texts also occur, exactly or nearly, in the training data."
+    if told.overlap is None:
+        yield f"Whether test texts also occur in the training data was not checked{told.reason('overlap_unknown')}."
+    else:
+        yield (
+            "Test texts were compared with training and validation texts for equality, letter case and white space aside. "
+            "Texts that are only alike were not looked for."
+        )
 
 
 def _limits_of_lineage(told: Told) -> Iterator[str]:
@@ -135,7 +156,9 @@ def _limits_of_size(told: Told) -> Iterator[str]:
     if told.n < 1000:
         wide = f" The intervals of its main figures are up to {100 * spread:.0f} points wide." if spread else ""
         yield f"The test set is small: {words.count(told.n, 'example')}.{wide}"
-    few = [(row.support, row.label) for row in told.classes if row.support is not None and row.support < 50]
+    for label in told.absent:
+        yield f"Class “{words.fit(label, 40)}” has no test example: how well it is recognised is not known."
+    few = [(row.support, row.label) for row in told.classes if row.support and row.support < 50]
     if few:
         support, label = min(few)
         many = f"{len(few)} classes have" if len(few) > 1 else f"Class “{words.fit(label, 40)}” has"

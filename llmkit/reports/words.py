@@ -120,6 +120,8 @@ def value_of(value: Any, key: str = "") -> str:
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
         return _number(value, key)
+    if isinstance(value, Mapping):
+        return count(len(value), "item") if value else "none"
     if isinstance(value, (list, tuple)):
         if len(value) > 12 or any(isinstance(item, (dict, list)) for item in value):
             return count(len(value), "item")

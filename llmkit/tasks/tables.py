@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llmkit.resources import PACKAGE
 
 REVIEWS = "llmkit/reviews"
 _REVIEWS_DIRECTORY = PACKAGE / "data" / "reviews"
+_VALIDATION_SPLITS = ("validation", "valid", "dev", "val")
 _FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SHOWN = 3
 
@@ -29,6 +31,17 @@ class Row:
     place: str
     """`file:line`, or `data set[row]`."""
     values: dict[str, Any]
+
+
+@dataclass
+class Split:
+    """The rows of one split of a data set."""
+
+    rows: list[Row]
+    revision: str | None = None
+    """The commit that was read, for a data set of the hub."""
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    """For columns whose labels are numbers with names, the names in the order of the numbers."""
 
 
 def reviews_file(split: str) -> Path:
@@ -128,28 +141,62 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise DataError(f"{path} is not Parquet: {failure}") from None
 
 
-def read_dataset(name: str, configuration: str | None, split: str) -> list[Row]:
-    """All rows of a split of the embedded reviews, or of a data set by the name or path that `datasets` knows.
+def read_dataset(name: str, configuration: str | None, split: str, revision: str | None = None) -> Split:
+    """A split of the embedded reviews, or of a data set by the name or directory that `datasets` knows.
 
     Raises:
         DataError: there is no such data set or split.
     """
     if name == REVIEWS:
-        return read_table(reviews_file(split))
+        return Split(read_table(reviews_file(split)))
+    import datasets
+
+    data = _load(name, configuration, split, revision)
+    classes = {column: kind.names for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+    rows = []
+    for number, values in enumerate(data):
+        for column, names in classes.items():
+            if isinstance(values[column], int) and values[column] >= 0:
+                values[column] = names[values[column]]
+        rows.append(Row(f"{name}[{split}][{number}]", values))
+    return Split(rows, _revision(data), classes)
+
+
+def validation_split(name: str, configuration: str | None, revision: str | None = None) -> str | None:
+    """The name of a data set's own validation split, or None where it has none.
+
+    Raises:
+        DataError: there is no such data set.
+    """
+    if name == REVIEWS:
+        return "validation"
+    splits = _load(name, configuration, None, revision)
+    return next((split for split in _VALIDATION_SPLITS if split in splits), None)
+
+
+def _load(name: str, configuration: str | None, split: str | None, revision: str | None) -> Any:
     import datasets
 
     try:
-        data = datasets.load_dataset(name, configuration, split=split)
+        return datasets.load_dataset(name, configuration, split=split, revision=revision)
     except Exception as failure:
-        raise DataError(f"data set {name!r}, split {split!r}, cannot be loaded: {failure}") from failure
-    features = data.features
-    rows = []
-    for number, values in enumerate(data):
-        for column, feature in features.items():
-            if isinstance(feature, datasets.ClassLabel) and isinstance(values[column], int) and values[column] >= 0:
-                values[column] = feature.int2str(values[column])
-        rows.append(Row(f"{name}[{split}][{number}]", values))
-    return rows
+        what = f"data set {name!r}" + (f", split {split!r}," if split else "")
+        raise DataError(f"{what} cannot be loaded: {failure}") from failure
+
+
+def _revision(data: Any) -> str | None:
+    """The commit of the hub that a data set was read at: `datasets` keeps it in a cache directory of that name."""
+    parts = {part for file in data.cache_files for part in Path(file["filename"]).parts}
+    return next((part for part in sorted(parts) if re.fullmatch("[0-9a-f]{40}", part)), None)
+
+
+def source_name(source: str) -> str:
+    """A file, directory or data set by its name alone: where files lie must not change the bytes of a result.
+
+    The slash after a directory's name tells it from a data set of the hub.
+    """
+    path = Path(source)
+    return f"{path.resolve().name}/" if path.is_dir() else path.name if path.is_file() else source
 
 
 def pick_column(rows: list[Row], asked: str | None, usual: tuple[str, ...], setting: str) -> str:

@@ -6,8 +6,13 @@ outputs become predictions, and its metrics.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +56,7 @@ def examples(rows: list[Row], text_column: str | None, label_column: str | None)
         elif label is None or isinstance(label, (list, dict)) or not str(label).strip():
             unlabelled.append(row)
         else:
-            identity = str(row.values.get("id", row.place))
+            identity = str(row.values.get("id", Path(row.place).name))  # where a file lies is nothing of its content
             found.append(Example(identity, text.strip(), str(label).strip(), row.place))
     if empty:
         raise DataError(f"{len(empty)} rows have no text in column {text_name!r}: {places(empty)}; remove or fill them")
@@ -88,19 +93,63 @@ def check_labels(data: list[Example], labels: list[str], split: str) -> None:
         raise DataError(f"{split}: the label {kinds} does not occur in training (there: {', '.join(labels)}): {lines}")
 
 
+# Texts that stand in the data more than once
+
+
+def normalised(text: str) -> str:
+    """A text as it is compared with others: compatibility forms, letter case and white space make no difference."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def seen(data: Iterable[Example], known: Iterable[Example]) -> np.ndarray:
+    """Whether the text of each example is also that of a known one; bool of shape [examples]."""
+    texts = {normalised(example.text) for example in known}
+    return np.array([normalised(example.text) in texts for example in data], dtype=bool)
+
+
+def conflicting(data: Iterable[Example]) -> int:
+    """How many texts stand there with more than one label."""
+    labels: dict[str, set[str]] = {}
+    for example in data:
+        labels.setdefault(normalised(example.text), set()).add(example.label)
+    return sum(len(found) > 1 for found in labels.values())
+
+
 def hold_out(data: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split off a validation set with the same share of each label, the same for the same seed."""
-    generator = np.random.default_rng(seed)
-    by_label: dict[str, list[int]] = {}
+    """Split off a validation set with the same share of each label, the same for the same seed.
+
+    Equal texts stay together, so that none is in both parts; those with more than one label stay in training.
+    """
+    groups: dict[str, list[int]] = {}
     for index, example in enumerate(data):
-        by_label.setdefault(example.label, []).append(index)
+        groups.setdefault(normalised(example.text), []).append(index)
+    by_label: dict[str, list[list[int]]] = {}
+    for group in groups.values():
+        labels = {data[index].label for index in group}
+        if len(labels) == 1:
+            by_label.setdefault(labels.pop(), []).append(group)
+    counts = Counter(example.label for example in data)
+    generator = np.random.default_rng(seed)
     held: set[int] = set()
     for label in sorted(by_label):
-        indices = by_label[label]
-        count = min(len(indices) - 1, max(1, round(len(indices) * fraction)))
-        held.update(generator.permutation(indices)[:count].tolist())
+        drawn = [by_label[label][index] for index in generator.permutation(len(by_label[label]))]
+        share, count = max(1, round(counts[label] * fraction)), 0
+        candidates = drawn[:-1]  # at least one text of each label stays in training
+        for group in candidates:
+            if count + len(group) <= share:
+                held.update(group)
+                count += len(group)
+        if candidates and not count:
+            smallest = min(candidates, key=len)
+            held.update(smallest)
     rest = [example for index, example in enumerate(data) if index not in held]
     return rest, [data[index] for index in sorted(held)]
+
+
+def digest(data: list[Example]) -> str:
+    """One hash of all texts and labels in their order: equal digests mean the same examples."""
+    text = json.dumps([[example.text, example.label] for example in data])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # Features
@@ -146,6 +195,10 @@ class Features:
         else:
             self.truncated = sum(bool(item.overflowing) for item in encoded.encodings)
 
+    def fingerprint(self) -> str:
+        """One sha256 of all examples as the model sees them."""
+        return hashlib.sha256(json.dumps(self.items, sort_keys=True).encode()).hexdigest()
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -163,19 +216,27 @@ def collator(tokenizer: Any) -> Any:
 # Head
 
 
-def load_model(name: str, labels: list[str], tokenizer: Any, seed: int, attn_implementation: str | None) -> PreTrainedModel:
+def load_model(
+    name: str, labels: list[str], tokenizer: Any, seed: int, attn_implementation: str | None
+) -> tuple[PreTrainedModel, list[str]]:
     """The model with a classification head for these labels, in float32; a new head is drawn from the seed.
+
+    Returns:
+        The model, and the names of the weights that are new.
 
     Raises:
         ConfigError: the model has no such head in transformers, or cannot be loaded.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is missing is as it should be; the caller tells it in a line
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 num_labels=len(labels),
                 problem_type="single_label_classification",
@@ -184,11 +245,14 @@ def load_model(name: str, labels: list[str], tokenizer: Any, seed: int, attn_imp
                 dtype="float32",
                 attn_implementation=attn_implementation,
                 ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
         except (OSError, ValueError, ImportError) as failure:
             raise ConfigError([f"model_name_or_path: {name!r} gives no text classifier: {failure}"]) from failure
+        finally:
+            logging.set_verbosity(verbosity)
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model
+    return model, sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
 
 
 def context_length(model: PreTrainedModel, tokenizer: Any, asked: int | None) -> int:
@@ -211,12 +275,15 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
-    """Accuracy and macro F1 of a `transformers.EvalPrediction`, for learning curves and the choice of the best checkpoint."""
+    """Accuracy and macro F1 of a `transformers.EvalPrediction`, for learning curves and the choice of the best checkpoint.
+
+    As in `llmkit evaluate`, the average is over the classes that have examples.
+    """
     from sklearn.metrics import accuracy_score, f1_score
 
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     predicted, true = logits.argmax(axis=1), prediction.label_ids
-    macro = f1_score(true, predicted, average="macro", labels=range(logits.shape[1]), zero_division=0)
+    macro = f1_score(true, predicted, average="macro", labels=np.unique(true), zero_division=0)
     return {"accuracy": float(accuracy_score(true, predicted)), "f1_macro": float(macro)}
 
 

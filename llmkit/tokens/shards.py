@@ -65,6 +65,18 @@ class Index:
             raise ArtefactError(f"{directory / INDEX} is not an index of token shards: {failure}") from None
 
 
+def data_fingerprint(directory: Path) -> str:
+    """One sha256 of all that decides what the token shards in a directory say, from the index alone.
+
+    Raises:
+        ArtefactError: the directory holds no index that this llmkit reads.
+    """
+    index = Index.load(directory)
+    hashes = {split: [shard.sha256 for shard in shards] for split, shards in index.splits.items()}
+    deciding = [index.tokenizer_sha256, index.eos_token_id, index.dtype, hashes]
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
 def tokenizer_hash(directory: Path) -> str:
     """The sha256 of what decides a tokenizer's ids, whatever the order and spacing of its `tokenizer.json`."""
     path = directory / "tokenizer.json"

@@ -9,8 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.corpus import documents
-from llmkit.corpus.documents import Document, DocumentWriter, RejectWriter, count, read_batches, read_documents, shards
+from llmkit.corpus.documents import Document, DocumentWriter, RejectWriter, count, read_batches, shards
 from llmkit.corpus.seen import FirstSeen
+
+
+def documents_of(directory: Path, split: str) -> list[Document]:
+    return [Document(**row) for batch in read_batches(directory, split) for row in batch.to_pylist()]
+
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -23,7 +28,7 @@ def test_reading_gives_what_was_written(written: list[Document]) -> None:
         with DocumentWriter(directory, "train") as writer:
             for document in written:
                 writer.write(document)
-        assert list(read_documents(directory, "train")) == written
+        assert documents_of(directory, "train") == written
         assert count(directory, "train") == len(written)
 
 
@@ -46,7 +51,7 @@ def test_shards_and_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.M
     files = shards(tmp_path, "train")
     assert [file.name for file in files[:2]] == ["train-00000.parquet", "train-00001.parquet"]
     assert len(files) > 5
-    assert list(read_documents(tmp_path, "train")) == written
+    assert documents_of(tmp_path, "train") == written
     for file in files:
         table = pyarrow.parquet.ParquetFile(file)
         assert sum(len(text.encode()) for text in table.read()["text"].to_pylist()) <= 30_000

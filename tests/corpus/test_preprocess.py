@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.config import Source, fields_of, resolve
-from llmkit.corpus.documents import Document, read_batches, read_documents
+from llmkit.corpus.documents import Document, read_batches
 from llmkit.corpus.normalise import normalise
 from llmkit.corpus.preprocess import PreprocessConfig, assign, preprocess
 from llmkit.errors import ConfigError, DataError
@@ -34,11 +34,14 @@ class Result:
 
     @property
     def train(self) -> list[Document]:
-        return list(read_documents(self.directory, "train"))
+        return self._split("train")
 
     @property
     def validation(self) -> list[Document]:
-        return list(read_documents(self.directory, "validation"))
+        return self._split("validation")
+
+    def _split(self, split: str) -> list[Document]:
+        return [Document(**row) for batch in read_batches(self.directory, split) for row in batch.to_pylist()]
 
     @property
     def documents(self) -> list[Document]:

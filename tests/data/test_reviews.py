@@ -20,7 +20,7 @@ HAN = re.compile(r"[\u3400-\u9fff]")
 
 @pytest.fixture(scope="module")
 def reviews() -> dict[str, list[dict[str, Any]]]:
-    return {split: [row.values for row in read_dataset(REVIEWS, None, split)] for split in SPLITS}
+    return {split: [row.values for row in read_dataset(REVIEWS, None, split).rows] for split in SPLITS}
 
 
 @pytest.fixture(scope="module")

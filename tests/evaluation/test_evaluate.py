@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from llmkit.errors import DataError, LLMKitError
+from llmkit.evaluation.classifier import name_classes
 from llmkit.pipeline.artefact import Artefact
+from llmkit.tasks.tables import Split
+from llmkit.tasks.text_classification import Example
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,155 @@ def test_text_and_label_columns_are_those_of_training_unless_others_are_named(
     assert [row["text"] for row in result_of(evaluated)[1]] == [row["comment"] for row in rows]
 
 
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def trained(run: Any, base_model: Artefact, toy: Any, quick: dict[str, Any], tmp_path: Path) -> Artefact:
+    """A classifier whose training file a test may change."""
+    files = {
+        "train_file": write(tmp_path / "train.jsonl", toy(40)),
+        "validation_file": write(tmp_path / "v.jsonl", toy(9, 99)),
+    }
+    settings = {**quick, "num_train_epochs": 1.0, "max_train_samples": 30}
+    return run("finetune", tmp_path / "m", model_name_or_path=base_model.directory, **files, **settings)
+
+
+def test_the_baselines_learn_from_what_the_classifier_saw_whatever_else_changed(
+    run: Any, trained: Artefact, toy_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    write(tmp_path / "train.jsonl", [{**row, "new column": 1} for row in rows])  # other bytes, the same examples
+    made = run("evaluate", tmp_path / "e", model_name_or_path=trained.directory, test_file=toy_files[1])
+    metrics, _ = result_of(made)
+    assert "trained on the same 30 examples" in metrics["baselines"][1]["detail"]
+    assert "baselines_left_out" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("gone", "cannot be read again (.*train.jsonl is not a file"),
+        ("train", "the train examples are not those"),
+        ("v", "the validation examples are not those"),
+    ],
+)
+def test_baselines_that_cannot_be_measured_are_left_out_with_the_reason(
+    run: Any, trained: Artefact, toy_files: tuple[Path, Path], tmp_path: Path, change: str, said: str
+) -> None:
+    if change == "gone":
+        (tmp_path / "train.jsonl").unlink()
+    else:
+        path = tmp_path / f"{change}.jsonl"
+        path.write_text(path.read_text(encoding="utf-8").replace(" was ", " is "), encoding="utf-8")
+    made = run("evaluate", tmp_path / "e", model_name_or_path=trained.directory, test_file=toy_files[1])
+    metrics, _ = result_of(made)
+    assert metrics["baselines"] == metrics["comparison"] == [] and metrics["overlap"] is None
+    assert re.search(said.replace("(", r"\(", 1), metrics["baselines_left_out"])
+    assert metrics["overlap_unknown"] == metrics["baselines_left_out"]
+
+
+def test_test_texts_that_were_met_in_training_are_counted_and_left_out_beside(
+    run: Any, trained: Artefact, toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    from llmkit.evaluation.classifier import _training_examples
+
+    used, _ = _training_examples(trained)
+    assert used is not None and len(used.train) == 30 < len(train)
+    known = [{"text": f" {used.train[index].text.upper()} ", "label": used.train[index].label} for index in range(3)]
+    fresh = toy(20, start=301)
+    test = write(
+        tmp_path / "t.jsonl", [*known, *toy(2, 99), *fresh, {**fresh[0], "label": "good"}, {**fresh[0], "label": "bad"}]
+    )
+    made = run("evaluate", tmp_path / "e", model_name_or_path=trained.directory, test_file=test)
+    metrics, rows = result_of(made)
+    overlap = metrics["overlap"]
+    assert overlap["train"] == {"examples": 3, "share": pytest.approx(3 / 27)}
+    assert overlap["validation"] == {"examples": 2, "share": pytest.approx(2 / 27)}
+    assert overlap["either"]["examples"] == 5
+    rest = rows[5:]
+    assert overlap["accuracy_without"]["n"] == len(rest) == 22
+    assert overlap["accuracy_without"]["value"] == pytest.approx(np.mean([row["label"] == row["prediction"] for row in rest]))
+    assert metrics["texts_with_several_labels"] == 1
+    assert "warning: 3 test texts are also in training, 2 in validation; accuracy on the others 0." in capsys.readouterr().out
+
+
+def test_a_data_set_in_a_directory_is_evaluated_again_when_its_files_change(
+    run: Any, classifier: Artefact, toy: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "test.jsonl", toy(20, start=101))
+    settings = {"model_name_or_path": classifier.directory, "dataset_name": tmp_path / "data", "baselines": False}
+    made = run("evaluate", tmp_path / "e", **settings)
+    assert result_of(made)[0]["dataset"] == "data/"
+    assert [Path(record.path).name for record in made.manifest.raw_inputs] == ["test.jsonl"]
+    assert run("evaluate", tmp_path / "e", **settings).manifest == made.manifest
+    write(tmp_path / "data" / "test.jsonl", toy(24, start=101))
+    assert run("evaluate", tmp_path / "e2", **settings).manifest.metrics["n"] == 24
+    with pytest.raises(LLMKitError, match="differs in its inputs"):
+        run("evaluate", tmp_path / "e", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"dataset_name": "t.jsonl"}, "dataset_name: .* is a file; give it as --test_file"),
+        ({"test_file": "t.jsonl", "dataset_revision": "main"}, "dataset_revision: goes with dataset_name"),
+        ({"dataset_name": "llmkit/reviews", "dataset_revision": "main"}, "'llmkit/reviews' is not on the hub"),
+    ],
+)
+def test_settings_of_the_data_that_cannot_work_are_refused(
+    run: Any, classifier: Artefact, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    write(tmp_path / "t.jsonl", [{"text": "a", "label": "good"}])
+    given = {key: str(tmp_path / value) if value == "t.jsonl" else value for key, value in settings.items()}
+    with pytest.raises(LLMKitError, match=said):
+        run("evaluate", tmp_path / "e", model_name_or_path=classifier.directory, **given)
+
+
+def nameless(*labels: str, classes: int = 2, known: dict[str, list[str]] | None = None) -> list[str]:
+    test = [Example(str(index), "text", label, "f:1") for index, label in enumerate(labels)]
+    return name_classes([f"LABEL_{index}" for index in range(classes)], test, Split([], None, known or {}))
+
+
+def test_classes_without_names_are_what_their_numbers_say() -> None:
+    assert nameless("1", "0") == nameless("1") == ["0", "1"]
+    assert nameless("LABEL_1") == ["LABEL_0", "LABEL_1"]
+    assert nameless("good", known={"label": ["bad", "good"]}) == ["bad", "good"]
+    assert nameless("good", known={"label": ["bad", "good"], "topic": ["food", "film"]}) == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "known"),
+    [
+        (("bad", "good"), None),
+        (("1", "2"), None),
+        (("0", "LABEL_1"), None),
+        (("bad",), {"label": ["bad", "so so", "good"]}),
+        (("bad",), {"label": ["bad", "good"], "other": ["good", "bad"]}),
+    ],
+)
+def test_classes_without_names_that_could_be_several_things_are_refused(
+    labels: tuple[str, ...], known: dict[str, list[str]] | None
+) -> None:
+    with pytest.raises(DataError, match=r"only LABEL_0 to LABEL_1, and the test labels are .*: which is which"):
+        nameless(*labels, known=known)
+
+
+def test_a_foreign_classifier_without_names_is_evaluated(run: Any, foreign: Path, tmp_path: Path) -> None:
+    config = json.loads((foreign / "config.json").read_text())
+    config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    (foreign / "config.json").write_text(json.dumps(config))
+    rows = [{"text": f"text {number}", "label": number % 2} for number in range(10)]
+    made = run("evaluate", tmp_path / "e", model_name_or_path=foreign, test_file=write(tmp_path / "t.jsonl", rows))
+    metrics, _ = result_of(made)
+    assert metrics["labels"] == ["0", "1"]
+    assert "not a result of `llmkit finetune`" in metrics["baselines_left_out"]
+
+
 def test_a_label_unseen_in_training_is_refused_with_its_row(run: Any, classifier: Artefact, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,label\nfine,good\nso so,mixed\n")
     with pytest.raises(DataError, match=r"test: the label 'mixed' does not occur in training \(there: bad, good\).*t\.csv:3"):
@@ -159,7 +312,7 @@ def test_a_class_that_the_test_set_lacks_is_measured_and_no_error(run: Any, clas
     made = run("evaluate", tmp_path / "e", model_name_or_path=classifier.directory, test_file=tmp_path / "t.csv")
     metrics, _ = result_of(made)
     (recall,) = [item for item in metrics["metrics"] if (item["name"], item["label"]) == ("recall", "bad")]
-    assert (recall["n"], recall["value"], recall["low"], recall["high"]) == (0, 0.0, 0.0, 1.0)
+    assert (recall["n"], recall["value"], recall["low"], recall["high"]) == (0, None, None, None)
 
 
 def test_a_label_from_data_may_hold_any_character(

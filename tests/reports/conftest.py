@@ -106,7 +106,7 @@ def metrics_of(rows: list[Row]) -> dict[str, Any]:
 
     def metric(name: str, value: float, average: str | None = None, label: str | None = None) -> dict[str, Any]:
         low, high = max(0.0, value - 0.06), min(1.0, value + 0.06)
-        method = "wilson" if name == "accuracy" else "bootstrap"
+        method = "wilson" if name == "accuracy" or label else "mover"
         return {
             "name": name,
             "average": average,

@@ -53,6 +53,14 @@ def test_a_file_is_no_data_set_of_the_hub_and_names_no_directory(chain: Chain, w
     assert "/home/" not in text and "/data/" not in text and str(chain.root) not in text
 
 
+def test_a_directory_is_no_data_set_of_the_hub(chain: Chain, write: Callable[..., Written]) -> None:
+    record = chain.metrics_of(chain.example_rows())
+    record["dataset"] = "tickets/"
+    chain.build(record=record)
+    data = load(write()).data
+    assert data.datasets is None and data.eval_results[0].dataset_name == "tickets"
+
+
 def test_license_is_left_out_unless_known(chain: Chain, write: Callable[..., Written]) -> None:
     files = chain.model_files("")
     del files["README.md"]

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -367,12 +367,69 @@ def test_a_difference_counts_only_where_interval_and_test_agree(
 def test_limits_claim_only_what_the_data_supports(chain: Chain, write: Callable[..., Written]) -> None:
     record = chain.metrics_of(chain.example_rows())
     record["dataset"] = "/home/someone/secret/tickets.jsonl"
-    record["leakage"] = {"exact": 0}
     chain.build(record=record)
-    written = write()
-    limits = " ".join(written.json["limits"])
+    limits = " ".join(write("one").json["limits"])
     assert "tickets.jsonl" in limits and "/home/someone" not in limits
-    assert "a few authors" not in limits and "No check is recorded" not in limits
+    assert "a few authors" not in limits
+    assert "Whether test texts also occur in the training data was not checked." in limits
+    record["overlap_unknown"] = "they are <gone>"
+    chain.build(record=record)
+    written = write("two")
+    assert "was not checked: they are <gone>." in " ".join(written.json["limits"])
+    assert "was not checked: they are <gone>." in shown(written.html)
+
+
+def overlapping(train: int, validation: int, value: float | None) -> dict[str, Any]:
+    rest = {"name": "accuracy", "value": value, "low": 0.4, "high": 0.7, "n": 30 - train - validation, "method": "wilson"}
+    parts = {"train": train, "validation": validation, "either": train + validation}
+    return {**{name: {"examples": count, "share": count / 30} for name, count in parts.items()}, "accuracy_without": rest}
+
+
+def test_test_texts_that_were_met_in_training_are_in_the_verdict(chain: Chain, write: Callable[..., Written]) -> None:
+    record = chain.metrics_of(chain.example_rows())
+    record["overlap"] = overlapping(0, 0, 0.6)
+    chain.build(record=record)
+    written = write("none")
+    assert "Warning" not in written.json["verdict"]
+    assert "Test texts that are also in training: 0; in validation: 0." in shown(written.html)
+    assert "Texts that are only alike were not looked for." in shown(written.html)
+    record["overlap"] = overlapping(3, 2, 0.56)
+    chain.build(record=record)
+    written = write("some")
+    warning = (
+        "Warning: 5 examples (16.7%) had a text that had been met in training or validation; of the predictions for the "
+        "others 56.0% are right (95% interval 40.0% to 70.0%)."
+    )
+    assert warning in shown(written.html) and warning in written.json["verdict"]
+    card = (written.directory / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Warning: 5 examples (16.7%)" in card
+    record["overlap"] = overlapping(30, 0, None)
+    chain.build(record=record)
+    assert "Warning: the texts of all 30 examples (100.0%) had been met" in shown(write("all").html)
+    record["overlap"] = {"train": "?"}
+    chain.build(record=record)
+    with pytest.raises(DataError, match=r"`overlap` in metrics\.json is not what"):
+        write("odd")
+
+
+def test_why_there_are_no_baselines_is_said(chain: Chain, write: Callable[..., Written]) -> None:
+    record = chain.metrics_of(chain.example_rows())
+    record |= {"baselines": [], "comparison": [], "baselines_left_out": "train.tsv is <gone>"}
+    chain.build(record=record)
+    assert "it was compared with no baseline: train.tsv is <gone>." in shown(write().html)
+
+
+def test_a_class_without_test_examples_is_said(chain: Chain, write: Callable[..., Written]) -> None:
+    rows = [row for row in chain.example_rows() if row[2] != "neutral"]
+    record = chain.metrics_of(rows)
+    for metric in record["metrics"]:
+        if metric["label"] == "neutral" and metric["name"] != "precision":
+            metric.update(value=None, low=None, high=None, n=0)
+    chain.build(rows, record=record)
+    text = shown(write().html)
+    assert "Macro averages are over the 2 classes with test examples, of 3." in text
+    assert "Class “neutral” has no test example: how well it is recognised is not known." in text
+    assert text.count("undefined") == 2
 
 
 def test_the_evaluation_must_be_there_and_unchanged(chain: Chain, write: Callable[..., Written]) -> None:

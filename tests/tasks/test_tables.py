@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.errors import DataError
-from llmkit.tasks.tables import REVIEWS, pick_column, read_dataset, read_table
+from llmkit.tasks.tables import REVIEWS, pick_column, read_dataset, read_table, validation_split
 
 ROWS = [{"text": "good, really", "label": "pos"}, {"text": '他说"好"', "label": "neg"}]
 
@@ -150,13 +151,37 @@ def test_a_data_set_of_datasets_gives_label_names(tmp_path: Path) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
     data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
     data.to_parquet(tmp_path / "train.parquet")
-    rows = read_dataset(str(tmp_path), None, "train")
-    assert [row.values["label"] for row in rows] == ["good", "bad"]
+    read = read_dataset(str(tmp_path), None, "train")
+    assert [row.values["label"] for row in read.rows] == ["good", "bad"]
+    assert (read.classes, read.revision) == ({"label": ["bad", "good"]}, None)
     with pytest.raises(DataError, match="split 'dev', cannot be loaded"):
         read_dataset(str(tmp_path), None, "dev")
 
 
+@pytest.mark.parametrize(("files", "found"), [(("train", "dev"), "validation"), (("train", "test"), None)])
+def test_the_validation_split_of_a_data_set_is_found(tmp_path: Path, files: tuple[str, ...], found: str | None) -> None:
+    for name in files:
+        put(tmp_path / f"{name}.csv", "text,label\na,x\n")
+    assert validation_split(str(tmp_path), None) == found
+    assert validation_split(REVIEWS, None) == "validation"
+
+
+def test_the_revision_of_a_data_set_of_the_hub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `datasets` finds it offline: the cache that an earlier load from the hub has left."""
+    import datasets
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "cache" / "owner___name" / "default" / "0.0.0" / commit
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    put(tmp_path / "train.csv", "text,label\na,x\n")
+    made = datasets.load_dataset("csv", data_files=str(tmp_path / "train.csv"), split="train")
+    shutil.copytree(Path(made.cache_files[0]["filename"]).parent, place)
+    (place / "csv-train.arrow").rename(place / "name-train.arrow")
+    read = read_dataset("owner/name", None, "train")
+    assert (read.revision, [row.values["text"] for row in read.rows]) == (commit, ["a"])
+
+
 def test_the_embedded_reviews_have_three_splits_and_no_other() -> None:
-    assert all(read_dataset(REVIEWS, None, split) for split in ("train", "validation", "test"))
+    assert all(read_dataset(REVIEWS, None, split).rows for split in ("train", "validation", "test"))
     with pytest.raises(DataError, match="has no split 'dev'; it has train, validation and test"):
         read_dataset(REVIEWS, None, "dev")

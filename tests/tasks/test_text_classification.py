@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, EvalPrediction
 
 from llmkit.errors import ConfigError, DataError
 from llmkit.pipeline.artefact import Artefact
@@ -21,7 +21,7 @@ def rows(*pairs: tuple[Any, Any]) -> list[Row]:
 
 
 def of_labels(labels: list[str]) -> list[Example]:
-    return [Example(str(number), "text", label, f"f:{number}") for number, label in enumerate(labels)]
+    return [Example(str(number), f"text {number}", label, f"f:{number}") for number, label in enumerate(labels)]
 
 
 def test_texts_and_labels_are_stripped_and_numbers_are_labels() -> None:
@@ -113,6 +113,41 @@ def test_another_seed_holds_out_others() -> None:
     assert first != second
 
 
+def of(*pairs: tuple[str, str]) -> list[Example]:
+    return [Example(str(number), text, label, f"f:{number}") for number, (text, label) in enumerate(pairs)]
+
+
+@given(st.lists(st.tuples(st.sampled_from([f"t{number}" for number in range(12)]), st.sampled_from("ab")), min_size=1))
+@settings(max_examples=200, deadline=None)
+def test_no_text_is_both_held_out_and_trained_on(pairs: list[tuple[str, str]]) -> None:
+    data = of(*pairs)
+    train, held = task.hold_out(data, 0.3, 0)
+    assert sorted(item.id for item in [*train, *held]) == sorted(item.id for item in data)
+    assert not task.seen(held, train).any()
+    assert task.conflicting(held) == 0
+    assert {item.label for item in train} == {item.label for item in data}
+    for label in {item.label for item in data}:
+        alone = {item.text for item in data if item.label == label} - {item.text for item in data if item.label != label}
+        assert any(item.label == label for item in held) == (len(alone) > 1)
+
+
+def test_texts_are_compared_without_case_width_and_white_space() -> None:
+    known = of(("Ｇｏｏｄ  film\n", "a"), ("Straße", "a"))
+    data = of(("good FILM", "b"), ("goodfilm", "a"), ("STRASSE", "a"))
+    assert task.seen(data, known).tolist() == [True, False, True]
+    assert task.seen(data, []).tolist() == [False] * 3
+
+
+def test_texts_with_several_labels_are_counted_once_each() -> None:
+    assert task.conflicting(of(("a", "x"), ("A", "y"), ("a", "z"), ("b", "x"), ("b ", "x"))) == 1
+
+
+def test_the_average_of_a_learning_curve_is_over_the_classes_with_examples() -> None:
+    logits = np.array([[3.0, 0, 0], [0, 3, 0]])
+    found = task.compute_metrics(EvalPrediction(logits, np.array([0, 1])))
+    assert found == {"accuracy": 1.0, "f1_macro": 1.0}
+
+
 def test_features_are_cut_and_counted_and_padded_on_the_right(base_model: Artefact) -> None:
     tokenizer = task.load_tokenizer(str(base_model.directory))
     data = [Example("1", "word " * 50, "b", "f:1"), Example("2", "x", "a", "f:2")]
@@ -124,6 +159,16 @@ def test_features_are_cut_and_counted_and_padded_on_the_right(base_model: Artefa
     assert batch["input_ids"].shape == (2, 16), "rounded up to 8"
     assert batch["input_ids"][1, 1:].unique().tolist() == [tokenizer.pad_token_id]
     assert batch["attention_mask"].sum(1).tolist() == [12, 1]
+
+
+def test_only_the_head_is_new_and_a_head_of_another_size_is_too(base_model: Artefact, classifier: Artefact) -> None:
+    tokenizer = task.load_tokenizer(str(base_model.directory))
+    for place, labels, new in (
+        (base_model, ["a", "b"], ["score.weight"]),
+        (classifier, ["bad", "good"], []),
+        (classifier, ["a", "b", "c"], ["score.weight"]),
+    ):
+        assert task.load_model(str(place.directory), labels, tokenizer, 0, None)[1] == new
 
 
 def test_a_text_that_just_fits_is_not_counted_as_cut(base_model: Artefact) -> None:

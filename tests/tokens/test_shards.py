@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from llmkit.corpus.documents import read_documents
+from llmkit.corpus.documents import read_batches
 from llmkit.errors import ArtefactError, DataError
 from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.shards import Index, ShardWriter, TokenStream, tokenizer_hash
@@ -37,7 +37,7 @@ def copy_of(artefact: Artefact, place: Path) -> Path:
 def test_every_document_ends_with_eos_and_no_token_is_lost(corpus: Artefact, tokenizer: Artefact, tokens: Artefact) -> None:
     loaded = AutoTokenizer.from_pretrained(tokenizer.directory)
     for split in ("train", "validation"):
-        documents = [item.text for item in read_documents(corpus.directory, split)]
+        documents = [text for batch in read_batches(corpus.directory, split) for text in batch["text"].to_pylist()]
         expected = [[*loaded.encode(text), loaded.eos_token_id] for text in documents]
         stream = TokenStream(tokens.directory, split)
         assert stream.read(0, len(stream)).tolist() == list(chain(*expected))

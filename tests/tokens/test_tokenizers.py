@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from llmkit.corpus.documents import read_documents
+from llmkit.corpus.documents import read_batches
 from llmkit.errors import ConfigError, DataError
 from llmkit.pipeline.artefact import Artefact
 
@@ -127,7 +127,8 @@ def test_round_trip_failures_are_none_for_bytes_and_counted_for_wordpiece(
     assert tokenizer.manifest.metrics["splits"]["train"]["round_trip_failures"] == 0
     lossy = run("tokenizer", tmp_path / "w", corpus=corpus.directory, model="wordpiece", vocab_size=900)
     loaded = AutoTokenizer.from_pretrained(lossy.directory)
-    failures = sum(loaded.decode(loaded.encode(item.text)) != item.text for item in read_documents(corpus.directory, "train"))
+    texts = [text for batch in read_batches(corpus.directory, "train") for text in batch["text"].to_pylist()]
+    failures = sum(loaded.decode(loaded.encode(text)) != text for text in texts)
     assert lossy.manifest.metrics["splits"]["train"]["round_trip_failures"] == failures > 0
 
 
