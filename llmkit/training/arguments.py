@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llmkit.config import FieldSpec, StageConfig, option
+from llmkit.errors import ConfigError
 
 # What transformers 5 renamed or dropped from TrainingArguments and its relatives (MIGRATION_GUIDE_V5.md of transformers).
 RENAMED = {
@@ -34,7 +35,7 @@ RENAMED = {
     "adafactor": "write `optim: adafactor`",
     "include_tokens_per_second": "throughput is in the metrics of every run",
     "push_to_hub_model_id": "write `hub_model_id`",
-    "push_to_hub_token": "write `hub_token`",
+    "push_to_hub_token": "log in with `hf auth login`; settings are saved beside the result, a token must not be",
     "torch_dtype": "weights are trained in float32; write `bf16` or `fp16` for mixed precision",
     "tokenizer_name": "write `tokenizer`",
     "jit_mode_eval": "write `torch_compile`",
@@ -45,17 +46,24 @@ RENAMED = {
     "ray_scope": "dropped by transformers 5",
 }
 
-# What llmkit decides itself.
+# Fields of TrainingArguments that llmkit decides itself, and why.
 _OURS = {
-    "output_dir": None,
-    "do_train": None,
-    "do_eval": None,
-    "do_predict": None,
-    "resume_from_checkpoint": None,
-    "local_rank": None,
-    "remove_unused_columns": None,
-    "label_names": None,
-    "save_on_each_node": None,
+    "output_dir": "give `--output_dir` on the command line",
+    "do_train": "the stage decides what is done",
+    "do_eval": "the stage decides what is done",
+    "do_predict": "the stage decides what is done",
+    "resume_from_checkpoint": "write `resume`",
+    "ignore_data_skip": "a resumed run goes on with the sample after the last one it learned",
+    "data_seed": "write `seed`; the order of samples is a function of it",
+    "dataloader_drop_last": "every sample is used",
+    "auto_find_batch_size": "it would change the samples of a step; write `global_batch_size`",
+    "average_tokens_across_devices": "every token weighs the same on all processes",
+    "logging_nan_inf_filter": "a loss that is no number is shown as it is, and its update skipped",
+    "hub_token": "log in with `hf auth login`; settings are saved beside the result, a token must not be",
+    "local_rank": "the launcher sets it",
+    "remove_unused_columns": "the stage knows its columns",
+    "label_names": "the stage knows its columns",
+    "save_on_each_node": "the nodes of a run share its directory",
 }
 
 # Fields that change how a run goes or what it tells, and not what it computes.
@@ -84,7 +92,6 @@ _WITHOUT_EFFECT = {
     "fsdp_config",
     "use_cpu",
     "push_to_hub",
-    "hub_token",
     "hub_model_id",
     "hub_strategy",
     "hub_private_repo",
@@ -134,7 +141,7 @@ def _type(annotation: str) -> Any:
 class TrainingConfig(StageConfig):
     """Settings that pretraining and fine-tuning share; names are those of transformers."""
 
-    renamed: ClassVar = RENAMED
+    renamed: ClassVar = {**RENAMED, **_OURS}
     passed_on: ClassVar = "training_arguments"
 
     @classmethod
@@ -150,14 +157,18 @@ class TrainingConfig(StageConfig):
     max_steps: int = option(-1)
     """Optimizer steps; -1 leaves it to `num_train_epochs`."""
 
-    per_device_train_batch_size: int = option(8)
-    """Samples that one process computes at once."""
+    global_batch_size: int | None = option(None, identity=False)
+    """Samples of an optimizer step, on all processes: it stays the same on a laptop and a cluster. What one process cannot
+    compute at once is accumulated. None: per_device_train_batch_size x gradient_accumulation_steps x processes."""
 
-    per_device_eval_batch_size: int = option(16)
+    per_device_train_batch_size: int = option(8, identity=False)
+    """Samples that one process computes at once; with `global_batch_size`, at most so many."""
+
+    per_device_eval_batch_size: int = option(16, identity=False)
     """Samples that one process evaluates at once."""
 
-    gradient_accumulation_steps: int = option(1)
-    """Batches that are summed before an optimizer step. Samples a step: this, times the batch size, times processes."""
+    gradient_accumulation_steps: int = option(1, identity=False)
+    """Batches that are summed before an optimizer step, where `global_batch_size` does not say it."""
 
     lr_scheduler_type: str = option("cosine")
     """Shape of the learning rate after warm-up, by transformers' name: cosine, linear, constant_with_warmup, ..."""
@@ -189,11 +200,39 @@ class TrainingConfig(StageConfig):
     save_total_limit: int = option(2, identity=False)
     """Checkpoints kept while training goes on."""
 
+    max_skipped_steps: int = option(10, identity=False)
+    """Updates in a row that may be skipped, because a gradient is no number, before the run ends."""
+
     cpu_threads: int | None = option(None, identity=False)
     """Threads of a process that trains on the CPU. None: the cores, shared among the processes on this machine."""
 
+    resume: str = option("auto", identity=False)
+    """Where an unfinished run goes on. auto: at its newest checkpoint that is whole; never: at its start; or the path of a
+    checkpoint."""
+
     training_arguments: dict[str, Any] = option(factory=dict)
     """Further fields of transformers.TrainingArguments."""
+
+    def batch_layout(self, processes: int) -> tuple[int, int]:
+        """Samples that a process computes at once, and batches that are accumulated.
+
+        Raises:
+            ConfigError: `global_batch_size` cannot be shared out evenly.
+        """
+        if self.global_batch_size is None:
+            return self.per_device_train_batch_size, self.gradient_accumulation_steps
+        each, rest = divmod(self.global_batch_size, processes)
+        if rest or each == 0:
+            raise ConfigError(
+                [f"global_batch_size: {self.global_batch_size} samples cannot be shared by {processes} processes"]
+            )
+        at_once = max(size for size in range(1, min(each, self.per_device_train_batch_size) + 1) if each % size == 0)
+        return at_once, each // at_once
+
+    def result_settings(self, processes: int) -> dict[str, Any]:
+        """The samples of a step decide the result; how they are shared out does not."""
+        at_once, accumulated = self.batch_layout(processes)
+        return {"global_batch_size": at_once * accumulated * processes}
 
     def problems(self) -> Iterable[str]:
         for name in (
@@ -202,9 +241,14 @@ class TrainingConfig(StageConfig):
             "gradient_accumulation_steps",
             "logging_steps",
             "save_total_limit",
+            "max_skipped_steps",
         ):
             if getattr(self, name) < 1:
                 yield f"{name}: is {getattr(self, name)}, must be at least 1"
+        if self.global_batch_size is not None and self.global_batch_size < 1:
+            yield f"global_batch_size: is {self.global_batch_size}, must be at least 1"
+        if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
+            yield "gradient_accumulation_steps: follows from global_batch_size; give one of the two"
         if self.cpu_threads is not None and self.cpu_threads < 1:
             yield f"cpu_threads: is {self.cpu_threads}, must be at least 1"
         if self.learning_rate <= 0:

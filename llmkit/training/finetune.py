@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import FieldSpec, option
-from llmkit.training.arguments import RENAMED, TrainingConfig
+from llmkit.tasks.tables import REVIEWS, reviews_file
+from llmkit.training.arguments import TrainingConfig
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
@@ -27,7 +29,10 @@ _BY_EPOCH = (
 class FinetuneConfig(TrainingConfig):
     """Settings of the finetune stage."""
 
-    renamed: ClassVar = {**RENAMED, **dict.fromkeys(_BY_EPOCH, "fine-tuning evaluates and saves after each epoch")}
+    renamed: ClassVar = {
+        **TrainingConfig.renamed,
+        **dict.fromkeys((*_BY_EPOCH, "evaluation_strategy"), "fine-tuning evaluates and saves after each epoch"),
+    }
 
     @classmethod
     def further_settings(cls) -> dict[str, FieldSpec]:
@@ -43,13 +48,16 @@ class FinetuneConfig(TrainingConfig):
     """Training examples: .csv, .tsv, .jsonl or .parquet with a column of texts and one of labels."""
 
     validation_file: str | None = option(None, role="files")
-    """Validation examples; without it a share of the training examples is held out."""
+    """Validation examples; without it, and without a validation split of the data set, a share of training is held out."""
 
     dataset_name: str | None = option(None)
-    """Instead of files: `llmkit/reviews` (embedded), or a name or local path that `datasets` knows."""
+    """Instead of files: `llmkit/reviews` (embedded), or the name or directory of a data set that `datasets` can load."""
 
     dataset_config_name: str | None = option(None)
     """Configuration of that data set."""
+
+    dataset_revision: str | None = option(None)
+    """Commit, branch or tag of that data set on the hub; None: its newest."""
 
     text_column: str | None = option(None)
     """Column of texts; found by itself where it has a usual name (text, sentence, review, ...)."""
@@ -99,8 +107,7 @@ class FinetuneConfig(TrainingConfig):
 
     def problems(self) -> Iterable[str]:
         yield from super().problems()
-        if bool(self.train_file) == bool(self.dataset_name):
-            yield "train_file, dataset_name: give one of them (`--dataset_name llmkit/reviews` is embedded)"
+        yield from source_problems(self, "train_file")
         if self.validation_file and not self.train_file:
             yield "validation_file: goes with train_file"
         if not 0 < self.validation_fraction < 1:
@@ -113,24 +120,51 @@ class FinetuneConfig(TrainingConfig):
             yield f"metric_for_best_model: {self.metric_for_best_model!r} is not one of accuracy, f1_macro, loss"
 
     def raw_inputs(self) -> dict[str, str]:
-        return embedded_marks(self.dataset_name, ("train", "validation"))
+        return dataset_marks(self.dataset_name, ("train", "validation"))
 
 
-def embedded_marks(dataset_name: str | None, splits: tuple[str, ...]) -> dict[str, str]:
-    """The sha256 of the splits that are read of the embedded reviews."""
+def source_problems(config: Any, file_setting: str) -> Iterable[str]:
+    """What is wrong with the settings that say where examples come from."""
+    name = config.dataset_name
+    if bool(getattr(config, file_setting)) == bool(name):
+        yield f"{file_setting}, dataset_name: give one of them (`--dataset_name llmkit/reviews` is embedded)"
+    if name and Path(name).is_file():
+        yield f"dataset_name: {name!r} is a file; give it as --{file_setting}"
+    for setting in ("dataset_config_name", "dataset_revision"):
+        if getattr(config, setting) and not name:
+            yield f"{setting}: goes with dataset_name"
+    if config.dataset_revision and name and _is_here(name):
+        yield f"dataset_revision: {name!r} is not on the hub, so it has no revisions"
+
+
+def _is_here(dataset_name: str) -> bool:
+    return dataset_name == REVIEWS or Path(dataset_name).is_dir()
+
+
+def dataset_marks(dataset_name: str | None, splits: tuple[str, ...]) -> dict[str, str]:
+    """The sha256 of the files behind a data set that lies on this machine.
+
+    Of the embedded reviews these are the splits that are read. Of a directory they are all files: only `datasets` knows
+    which of them make up a split.
+    """
     from llmkit.pipeline.artefact import sha256_of
-    from llmkit.tasks.tables import REVIEWS, reviews_file
 
-    if dataset_name != REVIEWS:
+    if dataset_name is None or not _is_here(dataset_name):
         return {}
-    return {str(reviews_file(split)): sha256_of(reviews_file(split)) for split in splits}
+    if dataset_name == REVIEWS:
+        files = [reviews_file(split) for split in splits]
+    else:
+        root = Path(dataset_name)
+        found = sorted(path for path in root.rglob("*") if path.is_file())
+        files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    return {str(path): sha256_of(path) for path in files}
 
 
 def finetune(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
     """Train the classifier; the workspace becomes a Hugging Face model repository.
 
     Returns:
-        Labels, example counts, validation metrics of the best checkpoint, and layout.
+        Labels, example counts, what was validated on and with what result, and layout.
     """
     from llmkit.training.classifier import train_classifier
 

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +17,29 @@ from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.models.causal import causal_config, check_config, new_causal_model, parameter_counts
 from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.samples import TokenBlocks
-from llmkit.tokens.shards import TokenStream, tokenizer_hash
+from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
 from llmkit.training.order import OrderedSamples
-from llmkit.training.trainer import (
-    LLMKitTrainer,
-    describe_run,
-    last_checkpoint,
-    samples_per_step,
-    training_arguments,
-)
+from llmkit.training.throughput import flops_per_token, matrix_parameters
+from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
 
 if TYPE_CHECKING:
+    from transformers import TrainerState
+
     from llmkit.pipeline.stage import Workspace
     from llmkit.training.pretrain import PretrainConfig
 
 _SEED_MODEL = "seed-model"
-_OF_THE_MOMENT = {"train_tokens_per_second", "threads"}
+
+# Facts of one execution. They stay in the manifest: in the card they would give equal results different bytes.
+_OF_THE_MOMENT = {"threads", "processes", "device", "layout"}
+
+_USE = """```python
+from transformers import pipeline
+
+generate = pipeline("text-generation", model="PATH_OF_THIS_DIRECTORY")
+print(generate("Return the", max_new_tokens=40)[0]["generated_text"])
+```"""
 
 
 def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:
@@ -59,6 +66,8 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         validation_set.fill_up_to_multiple(arguments.eval_batch_size * arguments.world_size)
     model = _load(config, seed_model)
     check_config(model.config, tokenizer, config.block_size)
+    if arguments.ddp_find_unused_parameters is None:  # only experts may get no token of a batch; looking for them costs time
+        arguments.ddp_find_unused_parameters = any("expert" in name for name, _ in model.named_parameters())
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -69,8 +78,14 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     targets = _target_count(validation_set)
     trainer = LLMKitTrainer(
         workspace=workspace,
+        data=data_fingerprint(tokens.directory),
+        keep=config.save_total_limit,
+        permanent_steps=config.save_permanent_steps,
+        write_card=partial(_write_checkpoint_card, model.config.model_type),
+        max_skipped_steps=config.max_skipped_steps,
         items_per_sample=train_set.stride,
         items="tokens",
+        flops_per_item=flops_per_token(matrix_parameters(model), model.config, config.block_size),
         targets_per_sample=targets / len(validation_set) if validation_set else None,
         model=model,
         args=arguments,
@@ -78,19 +93,17 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         eval_dataset=validation_set,
         processing_class=tokenizer,
     )
-    checkpoint = last_checkpoint(directory)
     workspace.say(
         f"{model.config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of "
-        f"{config.block_size} tokens; " + (f"going on from {checkpoint.name}" if checkpoint else "starting")
+        f"{config.block_size} tokens, {per_step:,} a step"
     )
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.run(config.resume)
     metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts}
     learned = metrics["steps"] * metrics["samples_per_step"] * train_set.stride
     metrics["tokens_learned"] = learned
+    metrics["data_chain"] = trainer.data_chain
     metrics["epochs"] = learned / max(1, _target_count(train_set))
-    runtime = outcome.metrics["train_runtime"]
-    if checkpoint is None and runtime > 0:
-        metrics["train_tokens_per_second"] = learned / runtime
+    metrics["throughput"] = trainer.throughput.described()
     if validation_set:
         loss = trainer.final_evaluation()["eval_loss"]
         metrics["validation"] = {
@@ -141,7 +154,7 @@ def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any) ->
         return config.model_name_or_path
     place = workspace.directory / _SEED_MODEL
     if workspace.is_main and not place.exists():
-        model_config = causal_config(config.model_type, config.config_overrides, tokenizer, config.block_size)
+        model_config = causal_config(config.model_type or "llama", config.config_overrides, tokenizer, config.block_size)
         aside = workspace.directory / f".{_SEED_MODEL}"
         shutil.rmtree(aside, ignore_errors=True)
         new_causal_model(model_config, config.seed).save_pretrained(aside)
@@ -170,18 +183,29 @@ def _check_same_tokenizer(config: PretrainConfig) -> None:
 
 
 def _describe(model_type: str, directory: Path, tokens: Artefact, metrics: dict[str, Any]) -> None:
-    # Times stay in the manifest: in the card they would give equal results different bytes.
     facts = {key: value for key, value in metrics.items() if not isinstance(value, dict) and key not in _OF_THE_MOMENT}
     sections = {
         "What it is": f"A causal language model (`{model_type}`, {metrics['parameters']['total']:,} parameters) "
         f"pretrained with llmkit on {tokens.manifest.metrics['train']['tokens']:,} tokens.",
-        "How to use it": "```python\nfrom transformers import pipeline\n\n"
-        'generate = pipeline("text-generation", model="PATH_OF_THIS_DIRECTORY")\n'
-        'print(generate("Return the", max_new_tokens=40)[0]["generated_text"])\n```',
+        "How to use it": _USE,
         "Training": settings_table(facts),
         "Validation": settings_table(metrics["validation"]) if "validation" in metrics else "No validation text was held out.",
         "Where it comes from": f"Token shards `{tokens.manifest.fingerprint[:12]}`; `manifest.json` and `llmkit trace` lead "
         f"back to the raw bytes.",
     }
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["llmkit", model_type]}
-    write_card(directory, front, f"{model_type} pretrained with llmkit", sections)
+    write_card(directory, _front_matter(model_type), f"{model_type} pretrained with llmkit", sections)
+
+
+def _write_checkpoint_card(model_type: str, directory: Path, state: TrainerState) -> None:
+    losses = {key: entry[key] for entry in state.log_history for key in ("loss", "eval_loss") if key in entry}
+    sections = {
+        "What it is": f"The state of a pretraining run with llmkit after step {state.global_step:,} of {state.max_steps:,}: a "
+        f"causal language model (`{model_type}`), and beside it what the run needs to go on.",
+        "How to use it": _USE,
+        "Training so far": settings_table({"step": state.global_step, "epochs": state.epoch, **losses}),
+    }
+    write_card(directory, _front_matter(model_type), f"{model_type} at step {state.global_step:,}", sections)
+
+
+def _front_matter(model_type: str) -> dict[str, Any]:
+    return {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["llmkit", model_type]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,30 @@ from llmkit.pipeline.artefact import write_synced
 class Ledger(TrainerCallback):
     """Writes each log of the main process to a file."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, facts: Callable[[], dict[str, Any]] = dict):
+        """Set up.
+
+        Args:
+            facts: gives what is written beside each training loss.
+        """
+        self.path, self.facts = path, facts
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Forget what a killed run logged after the checkpoint it is resumed from: those steps are made again.
 
-        And its summary of the whole training, if it came that far: it is made again too.
+        So are an evaluation that came after the checkpoint of its step, and the summary of the whole training.
         """
         if not state.is_world_process_zero or not self.path.exists():
             return
         entries = [json.loads(line) for line in _whole_lines(self.path)]
-        kept = [entry for entry in entries if entry["step"] <= state.global_step and "train_runtime" not in entry]
+        evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
+        kept = [
+            entry
+            for entry in entries
+            if entry["step"] <= state.global_step
+            and "train_runtime" not in entry
+            and ("eval_loss" not in entry or entry["step"] in evaluated)
+        ]
         write_synced(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def on_log(
@@ -38,7 +51,7 @@ class Ledger(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or logs is None:
             return
-        entry = {"step": state.global_step, **logs}
+        entry = {"step": state.global_step, **logs, **(self.facts() if "loss" in logs else {})}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 

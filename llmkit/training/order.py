@@ -8,12 +8,15 @@ not depend on ranks, micro-batch, accumulation or data workers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, Sampler
 
+DIGEST = "digest"
 _ROUNDS = 6
 _MASK = (1 << 64) - 1
 
@@ -79,8 +82,7 @@ def sample_ids(step: int, global_batch: int, n: int, seed: int) -> np.ndarray:
 class OrderedSamples(Dataset):
     """The samples of a whole run in their order, so that a run is one pass over it from front to back.
 
-    Its length is a multiple of the global batch: where epochs end inside a step, no rank has to repeat a sample to even out
-    its batch, and two ranks take the same steps as one.
+    Where epochs end inside a step, no rank has to repeat a sample to even out its batch: two ranks take the same steps as one.
     """
 
     def __init__(self, samples: Dataset, n: int, steps: int, global_batch: int, seed: int):
@@ -91,16 +93,49 @@ class OrderedSamples(Dataset):
             steps: optimizer steps of the run.
             global_batch: samples of a step, on all ranks.
         """
-        self.samples, self.n, self.length, self.seed = samples, n, steps * global_batch, seed
+        self.samples, self.n, self.steps, self.global_batch, self.seed = samples, n, steps, global_batch, seed
+        self.first = 0
+        """The position that index 0 stands for: a resumed run begins here, and nothing before it is ever read."""
 
     def __len__(self) -> int:
-        return self.length
+        return self.steps * self.global_batch
 
-    def __getitems__(self, positions: list[int]) -> list[Any]:
-        return [self.samples[index] for index in samples_at(np.asarray(positions, dtype=np.int64), self.n, self.seed).tolist()]
+    def resume_at(self, step: int) -> None:
+        """Begin with the samples of an optimizer step."""
+        self.first = step * self.global_batch
 
-    def __getitem__(self, position: int) -> Any:
-        return self.__getitems__([position])[0]
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        positions = self.first + np.asarray(indices, dtype=np.int64)
+        return [self.samples[index] for index in samples_at(positions, self.n, self.seed).tolist()]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+
+class Digesting:
+    """A collator that adds the digest of its batch: a sum, so that it does not matter how a step is shared out.
+
+    The digest of a step is the sum, modulo 2**64, of the BLAKE2b-64 digests of its samples' token ids. Chained from step to
+    step it proves which data a run has learned, whatever ranks, micro-batch, accumulation and workers it had.
+    """
+
+    def __init__(self, collate: Any):
+        self.collate = collate
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate; `digest` is an int64 of shape [1]."""
+        total = 0
+        for sample in samples:
+            ids = np.asarray(sample["input_ids"], dtype="<i8")
+            total += int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
+        batch = dict(self.collate(samples))
+        batch[DIGEST] = torch.from_numpy(np.array([total & _MASK], dtype=np.uint64).view(np.int64))
+        return batch
+
+
+def chained(chain: str, step_digest: int) -> str:
+    """The chain of digests, one step longer; 64 hexadecimal digits."""
+    return hashlib.sha256(f"{chain}{step_digest & _MASK:016x}".encode()).hexdigest()
 
 
 class PermutedSampler(Sampler[int]):

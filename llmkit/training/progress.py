@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmkit.training.throughput import Throughput
+
+# What transformers measures of an evaluation with a clock.
+TIMES = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+
 
 class Progress(TrainerCallback):
     """Says a line for each log of the main process. Serves a terminal and a log file alike."""
 
-    def __init__(self, say: Callable[[str], None], items_per_step: int, items: str):
-        """Set up.
-
-        Args:
-            items_per_step: what one optimizer step works through on all processes, such as tokens.
-            items: what these are called.
-        """
-        self.say, self.items_per_step, self.items = say, items_per_step, items
-        self._since = (0.0, 0)
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._since = (time.monotonic(), state.global_step)
+    def __init__(self, say: Callable[[str], None], throughput: Throughput):
+        self.say, self.throughput = say, throughput
 
     def on_log(
         self,
@@ -37,16 +31,16 @@ class Progress(TrainerCallback):
             return
         step = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
         if "loss" in logs:
-            self.say(f"{step}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {self._rate(state)}")
+            self.say(f"{step}  loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}" + self._rate(state))
         elif "eval_loss" in logs:
-            shown = [name for name in logs if name.startswith("eval_") and name not in _TIMES]
+            shown = [name for name in logs if name.startswith("eval_") and name not in TIMES]
             self.say(f"{step}  validation: " + ", ".join(f"{name[5:]} {logs[name]:.4f}" for name in shown))
 
     def _rate(self, state: TrainerState) -> str:
-        started, first = self._since
-        per_second = (state.global_step - first) / max(1e-9, time.monotonic() - started)
-        left = round((state.max_steps - state.global_step) / max(1e-9, per_second))
-        return f"{per_second * self.items_per_step:,.0f} {self.items}/s  {left // 60}:{left % 60:02d} left"
-
-
-_TIMES = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+        rates, seconds = self.throughput.latest, self.throughput.seconds_left(state.max_steps - state.global_step)
+        if seconds is None:
+            return ""
+        items = self.throughput.items
+        mfu = f"  MFU {rates['mfu']:.0%}" if "mfu" in rates else ""
+        minutes, seconds = divmod(round(seconds), 60)
+        return f"  {rates[f'{items}_per_second']:,.0f} {items}/s{mfu}  {minutes}:{seconds:02d} left"

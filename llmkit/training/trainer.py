@@ -1,36 +1,39 @@
 """The engine: `transformers.Trainer`, subclassed once.
 
-What is ours: the data order (`order.py`), checkpoints that are complete or absent, a validation loss that weighs every token
-the same, and the metrics ledger (`ledger.py`).
+What is ours: the data order (`order.py`), checkpoints that are complete or absent (`checkpoints.py`), a resume that costs the
+same at any step, an orderly stop (`stopping.py`), updates that are skipped where a gradient is no number (`instability.py`), a
+validation loss that weighs every token the same, and the metrics ledger (`ledger.py`).
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import DistributedType
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
-from llmkit.errors import ConfigError
-from llmkit.pipeline.artefact import LEDGER, sync
+from llmkit.errors import ConfigError, StageStopped
+from llmkit.pipeline.artefact import LEDGER
+from llmkit.training import checkpoints
 from llmkit.training.hardware import on_cpu, precision, use_cpu_well
+from llmkit.training.instability import UpdateGuard
 from llmkit.training.ledger import Ledger
-from llmkit.training.order import OrderedSamples, PermutedSampler
-from llmkit.training.progress import Progress
+from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
+from llmkit.training.progress import TIMES, Progress
+from llmkit.training.stopping import GracefulStop
+from llmkit.training.throughput import Throughput, measured_peak, peak_memory
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
     from llmkit.training.arguments import TrainingConfig
-
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_WRITING = ".writing"
 
 
 def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> TrainingArguments:
@@ -40,15 +43,13 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         ours: arguments that the stage decides, over everything else.
 
     Raises:
-        ConfigError: transformers refuses them.
+        ConfigError: transformers refuses them, or a step's samples cannot be shared by the processes.
     """
     shared = (
         "learning_rate",
         "num_train_epochs",
         "max_steps",
-        "per_device_train_batch_size",
         "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
         "lr_scheduler_type",
         "warmup_steps",
         "weight_decay",
@@ -56,14 +57,17 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         "max_grad_norm",
         "seed",
         "logging_steps",
-        "save_total_limit",
     )
+    at_once, accumulated = config.batch_layout(int(os.environ.get("WORLD_SIZE", "1")))
     values: dict[str, Any] = {name: getattr(config, name) for name in shared}
     values.update(
         output_dir=str(directory),
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=accumulated,
         report_to="none",
         disable_tqdm=True,
         save_strategy="steps",
+        logging_nan_inf_filter=False,
         use_cpu=on_cpu(config),
         dataloader_pin_memory=not on_cpu(config),
         remove_unused_columns=False,
@@ -91,31 +95,192 @@ class LLMKitTrainer(Trainer):
         self,
         *,
         workspace: Workspace,
+        data: str,
+        keep: int,
+        permanent_steps: int | None = None,
+        write_card: Callable[[Path, TrainerState], None] | None = None,
         items_per_sample: int = 1,
         items: str = "samples",
+        flops_per_item: float | None = None,
         targets_per_sample: float | None = None,
+        max_skipped_steps: int = 10,
         **arguments: Any,
     ):
         """As `Trainer`.
 
         Args:
             workspace: where the metrics ledger goes, and who is told of progress.
+            data: fingerprint of the training data; a checkpoint of other data is refused.
+            keep: checkpoints that are kept for a resume.
+            permanent_steps: steps between checkpoints that are kept for good.
+            write_card: writes the model card of a checkpoint into its directory.
             items_per_sample, items: what the rate counts, and how many of them a sample has.
+            flops_per_item: floating point operations to learn one of them.
             targets_per_sample: mean number of learned tokens in a validation sample; gives a validation loss in which each
                 token weighs the same, where samples are filled up differently.
+            max_skipped_steps: updates in a row that may be skipped before the run ends.
         """
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         super().__init__(**arguments)
+        self.data_fingerprint, self.keep, self.permanent_steps, self.write_card = data, keep, permanent_steps, write_card
         self.targets_per_sample = targets_per_sample
+        self.workspace = workspace
+        self.data_chain = ""
+        """Digest of all the data learned so far, in its order; see `order.Digesting`."""
+        self._digests: list[torch.Tensor] = []
+        self._rates: dict[str, float] = {}
+        self._resumed_from: str | None = None
+        self._random_state_in: str | None = None
+        self._is_writing = False
+        self._is_ordered = isinstance(self.train_dataset, OrderedSamples)
+        self.guard = UpdateGuard(max_skipped_steps)
+        self.stop = GracefulStop()
         self.remove_callback(PrinterCallback)
-        self.add_callback(Ledger(workspace.directory / LEDGER))
-        self.add_callback(Progress(workspace.say, samples_per_step(self.args) * items_per_sample, items))
+        peak = self._measured_peak() if flops_per_item is not None else None
+        self.throughput = Throughput(samples_per_step(self.args) * items_per_sample, items, flops_per_item, peak)
+        self.add_callback(self.stop)
+        self.add_callback(self.throughput)
+        self.add_callback(Ledger(workspace.directory / LEDGER, self._ledger_facts))
+        self.add_callback(Progress(workspace.say, self.throughput))
+
+    def _measured_peak(self) -> float:
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        return measured_peak(self.args.device, dtype) * self.args.world_size
+
+    # A run: start or go on, and end in order.
+
+    def run(self, resume: str) -> Any:
+        """Train to the end.
+
+        Args:
+            resume: where to go on, see the setting `resume`.
+
+        Returns:
+            The TrainOutput of transformers, and whether the run began at its start.
+
+        Raises:
+            ArtefactError: the checkpoint asked for is not whole, or of other data.
+            StageStopped: SIGTERM or SIGINT ended it after a checkpoint.
+            Diverged: too many updates in a row had to be skipped.
+        """
+        directory = Path(self.args.output_dir)
+        found: list[Any] = [None]
+        if self.is_world_process_zero():
+            checkpoint = checkpoints.to_resume(directory, resume, self.data_fingerprint, self.workspace.say)
+            checkpoints.discard_after(directory, checkpoints.step_of(checkpoint) if checkpoint else -1)
+            found = [str(checkpoint) if checkpoint else None]
+        self._resumed_from = self._random_state_in = broadcast_object_list(found)[0]
+        if self._resumed_from:
+            self.data_chain = checkpoints.CheckpointRecord.load(Path(self._resumed_from)).data_chain
+            self.state = TrainerState.load_from_json(os.path.join(self._resumed_from, "trainer_state.json"))
+            # A checkpoint is written before the evaluation of its step, which the killed run may not have come to.
+            at_this_step = self.args.eval_strategy == "steps" and self.state.global_step % self.args.eval_steps == 0
+            self.args.eval_on_start = at_this_step and self._evaluated_at(self.state.global_step) is None
+        try:
+            outcome = self.train(resume_from_checkpoint=self._resumed_from)
+        finally:
+            self.stop.restore()
+        if self.stop.signal is not None and self.state.global_step < self.state.max_steps:
+            raise StageStopped(
+                self.stop.signal,
+                f"stopped after step {self.state.global_step:,} of {self.state.max_steps:,}, which is saved; "
+                f"the same command goes on there",
+            )
+        return outcome
+
+    @property
+    def was_resumed(self) -> bool:
+        """Whether the run went on from a checkpoint."""
+        return self._resumed_from is not None
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        """An epoch; none where a run is resumed that was killed after its last step, for which Trainer would make one more.
+
+        Trainer would read the samples before the checkpoint and drop them. Ours have an order that is known at any position,
+        so the pass begins where the checkpoint was, and costs there what it costs at the start.
+        """
+        step, last = self.state.global_step, self.state.max_steps
+        if step >= last:
+            self.control.should_training_stop = True
+            return
+        if self._is_ordered:
+            self.train_dataset.resume_at(step)
+            arguments["num_update_steps_per_epoch"] = last - step
+            arguments["steps_in_epoch"] = (last - step) * self.args.gradient_accumulation_steps
+            arguments["steps_trained_in_current_epoch"] = 0
+        super()._run_epoch(**arguments)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The batches of a step, and the number of tokens in them that are learned, on all ranks."""
+        with self.throughput.waiting():
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._is_ordered:
+            self._digests.append(torch.stack([batch.pop(DIGEST).sum() for batch in batches]).sum())
+            if self._random_state_in:  # starting a data loader draws a random number, which the first run had drawn before
+                self._load_rng_state(self._random_state_in)
+                self._random_state_in = None
+        return batches, items
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.guard.check(norm, self.optimizer, self.accelerator)
+        return norm
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        """Log, save, and only then evaluate: nothing is lost where that fails. (To save the best, it has to come first.)"""
+        if self.control.should_log or self.control.should_save:
+            self._chain_digests()
+        if self.control.should_log:
+            self.guard.stop_if_stuck(self.state.global_step)
+        if self.args.load_best_model_at_end:
+            super()._maybe_log_save_evaluate(*arguments, **options)
+            return
+        evaluating, self.control.should_evaluate = self.control.should_evaluate, False
+        super()._maybe_log_save_evaluate(*arguments, **options)
+        if evaluating:
+            self.control.should_evaluate = True
+            super()._maybe_log_save_evaluate(*arguments, **options)
+
+    def _chain_digests(self) -> None:
+        """Take the digests of the steps since the last time into the chain, those of all ranks together."""
+        if self._digests:
+            steps = self.accelerator.reduce(torch.stack(self._digests), reduction="sum")
+            for digest in steps.tolist():
+                self.data_chain = chained(self.data_chain, digest)
+            self._digests = []
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the epoch counted in passes over the samples, where for Trainer the whole run is one."""
-        if isinstance(self.train_dataset, OrderedSamples):
-            self.state.epoch = self.state.global_step * samples_per_step(self.args) / self.train_dataset.n
+        self._count_epochs()
+        if "loss" in logs:
+            self._rates = self.throughput.measure(self.state.global_step)
         super().log(logs, start_time)
+
+    def _count_epochs(self) -> None:
+        if self._is_ordered:
+            self.state.epoch = self.state.global_step * samples_per_step(self.args) / self.train_dataset.n
+
+    def _ledger_facts(self) -> dict[str, Any]:
+        """What the ledger says beside the losses."""
+        facts: dict[str, Any] = {
+            self.throughput.items: self.state.global_step * self.throughput.items_per_step,
+            **self._rates,
+            "peak_memory_bytes": peak_memory(self.args.device),
+            **self.guard.facts(),
+        }
+        return {**facts, "data_chain": self.data_chain} if self.data_chain else facts
+
+    # Samples and losses.
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The samples of training; those of a whole run in their order come with digests."""
+        collate: Any = self.data_collator  # type: ignore[has-type]
+        if self._is_ordered:
+            self.data_collator = Digesting(collate)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
@@ -127,55 +292,75 @@ class LLMKitTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The loss; in evaluation of a language model scaled so that the mean over samples is the mean over tokens."""
-        if model.training or self.targets_per_sample is None:
+        if model.training:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        targets = (inputs["labels"][:, 1:] != -100).sum()
-        loss = torch.where(targets > 0, loss, 0.0)  # the mean over no targets is not a number
-        loss = loss * targets / (len(inputs["labels"]) * self.targets_per_sample)
+        smoother, self.label_smoother = self.label_smoother, None  # type: ignore[has-type]
+        # smoothing is for learning; it would hide what was learned
+        try:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        finally:
+            self.label_smoother = smoother
+        if self.targets_per_sample is not None:
+            targets = (inputs["labels"][:, 1:] != -100).sum()
+            loss = torch.where(targets > 0, loss, 0.0)  # the mean over no targets is not a number
+            loss = loss * targets / (len(inputs["labels"]) * self.targets_per_sample)
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate, and leave the random numbers of training as they are: how often one looks does not change the result."""
+        with (
+            self.throughput.apart(),
+            torch.random.fork_rng(devices=[] if self.args.device.type == "cpu" else [self.args.device]),
+        ):
+            return super().evaluate(*arguments, **options)
 
     def final_evaluation(self) -> dict[str, float]:
         """The validation metrics of the model as it is after training: those logged at its step, where it was evaluated."""
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
-        for entry in reversed(self.state.log_history):
-            if "eval_loss" in entry and entry["step"] == (best or self.state.global_step):
-                return entry
-        return self.evaluate()
+        return self._evaluated_at(best or self.state.global_step) or self.evaluate()
 
-    def _run_epoch(self, **arguments: Any) -> None:
-        """An epoch; none where a run is resumed that was killed after its last step, for which Trainer would make one more."""
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(**arguments)
+    def _evaluated_at(self, step: int) -> dict[str, float] | None:
+        entries = (entry for entry in reversed(self.state.log_history) if "eval_loss" in entry and entry["step"] == step)
+        return next(entries, None)
 
     # Checkpoints. Trainer writes into the place where a checkpoint will be found, so a kill leaves a torn one that the next
     # run picks up and crashes on. Here it writes aside, and a checkpoint appears by one rename when all of it is on disk.
 
     def _get_output_dir(self, trial: Any) -> str:
         directory = super()._get_output_dir(trial)
-        return os.path.join(directory, _WRITING) if self._is_writing else directory
+        return os.path.join(directory, checkpoints.WRITING) if self._is_writing else directory
 
-    _is_writing = False
+    @contextmanager
+    def _config_as_given(self) -> Iterator[None]:
+        """The config with its cache as it was given: Trainer turns it off to train, and those who generate want it on."""
+        config = self.accelerator.unwrap_model(self.model).config
+        while_training = getattr(config, "use_cache", None)
+        if self._use_cache is not None:
+            config.use_cache = self._use_cache
+        try:
+            yield
+        finally:
+            if self._use_cache is not None:
+                config.use_cache = while_training
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the config as it was given: Trainer turns the cache off while it trains, and those who generate want it on."""
-        config = self.accelerator.unwrap_model(self.model).config
-        if self._use_cache is None:
+        with self._config_as_given():
             super()._save(output_dir, state_dict)
-            return
-        while_training, config.use_cache = config.use_cache, self._use_cache
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            config.use_cache = while_training
+        # A pickle of transformers, which nothing of ours reads: llmkit.yaml says the same and can be read by a person.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        place = Path(super()._get_output_dir(trial))
-        name = f"checkpoint-{self.state.global_step}"
+        with self.throughput.apart():
+            self._write_checkpoint(model, trial)
+
+    def _write_checkpoint(self, model: Any, trial: Any) -> None:
+        directory = Path(super()._get_output_dir(trial))
+        step = self.state.global_step
+        name = f"checkpoint-{step}"
+        permanent = self.permanent_steps is not None and step % self.permanent_steps == 0
+        self._count_epochs()
         if self.is_world_process_zero():
-            shutil.rmtree(place / _WRITING, ignore_errors=True)
+            shutil.rmtree(directory / checkpoints.WRITING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._is_writing = True
         try:
@@ -183,44 +368,39 @@ class LLMKitTrainer(Trainer):
         finally:
             self._is_writing = False
         if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(place / f"checkpoint-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(directory / f"checkpoint-{self.state.best_global_step}")
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            written = place / _WRITING / name
-            self.state.save_to_json(str(written / "trainer_state.json"))
-            for path in written.rglob("*"):
-                sync(path)
-            shutil.rmtree(place / name, ignore_errors=True)
-            os.replace(written, place / name)
-            sync(place)
-            rotate_checkpoints(
-                output_dir=str(place),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
+            written = directory / checkpoints.WRITING / name
+            history = [{name: entry[name] for name in entry if name not in TIMES} for entry in self.state.log_history]
+            # Without times, equal runs have equal checkpoints.
+            replace(self.state, log_history=history).save_to_json(str(written / "trainer_state.json"))
+            if self.write_card is not None:
+                self.write_card(written, self.state)
+            record = checkpoints.CheckpointRecord(
+                step, self.data_fingerprint, self.data_chain, samples_per_step(self.args), self.args.world_size
             )
+            place = directory / checkpoints.PERMANENT / name if permanent else directory / name
+            checkpoints.commit(written, place, record, self._check_written)
+            checkpoints.rotate(directory, self.keep, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint of an earlier attempt, or None."""
-    found = [
-        (int(match.group(1)), path) for path in directory.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))
-    ]
-    return max(found)[1] if found else None
+    def _check_written(self, written: Path) -> None:
+        # With partitioned weights no process has a whole tensor to compare with.
+        partitioned = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        checkpoints.check_weights(written, None if partitioned else self.accelerator.unwrap_model(self.model))
 
 
 def describe_run(trainer: LLMKitTrainer) -> dict[str, Any]:
     """How a run was laid out: steps, last training loss, processes, device, precision, batch arithmetic."""
     args, state = trainer.args, trainer.state
     precision_name = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-    processes = args.world_size
     layout = trainer.accelerator.distributed_type
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return {
         "steps": state.global_step,
         "train_loss": losses[-1] if losses else None,
-        "processes": processes,
+        "processes": args.world_size,
         "device": str(args.device.type),
         "layout": layout.value if isinstance(layout, DistributedType) else str(layout),
         "precision": precision_name,

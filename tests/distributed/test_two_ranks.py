@@ -14,6 +14,9 @@ import psutil
 import pytest
 import yaml
 
+from llmkit import resources
+from llmkit.errors import ArtefactError
+from llmkit.parallel.launch import launch_words
 from llmkit.pipeline.artefact import Artefact
 from llmkit.pipeline.lock import is_held
 from llmkit.training.ledger import read_ledger
@@ -119,11 +122,15 @@ def test_two_ranks_have_the_validation_loss_of_one(two_ranks: tuple[Artefact, st
 
 
 @pytest.mark.slow
-def test_the_layout_is_no_part_of_the_fingerprint(two_ranks: tuple[Artefact, str], run: Any, settings: dict[str, Any]) -> None:
+def test_the_samples_of_a_step_and_not_the_layout_are_part_of_the_fingerprint(
+    two_ranks: tuple[Artefact, str], run: Any, settings: dict[str, Any]
+) -> None:
     artefact = two_ranks[0]
     before = artefact.manifest
-    again = run("pretrain", artefact.directory, **settings)  # one process, the same settings
+    again = run("pretrain", artefact.directory, **{**settings, "per_device_train_batch_size": 32})  # one process
     assert again.manifest == before, "there is nothing to do"
+    with pytest.raises(ArtefactError, match=r"differs in global_batch_size \(32 there, 16 now\)"):
+        run("pretrain", artefact.directory, **settings)
 
 
 @pytest.mark.slow
@@ -136,23 +143,36 @@ def test_a_users_error_on_two_ranks_is_the_last_word_without_a_traceback(setting
     assert done.stderr.splitlines()[-1].startswith("llmkit: the corpus has")
     assert "Traceback" not in done.stderr
     assert "torch" not in done.stderr, "nor a word of the launcher"
+    assert {path.name for path in tmp_path.iterdir()} - {".hashes.json"} == {"m-asked.yaml", "m.partial"}
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_command_ends_all_ranks_and_the_run_can_go_on(settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["single", "ddp"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_command_ends_all_ranks_with_its_code_and_the_run_can_go_on(
+    layout: str, number: signal.Signals, settings: dict[str, Any], tmp_path: Path
+) -> None:
     endless = {**settings, "max_steps": 100_000, "save_steps": 5}
     output = tmp_path / "m"
     partial = output.with_name("m.partial")
     process = subprocess.Popen(
-        command(output, "pretrain", endless), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command(output, "pretrain", endless, layout),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell turns it off with `&`
     )
     try:
         _until(lambda: len(read_ledger(partial / "metrics.jsonl")) > 7 or process.poll() is not None)
         assert process.poll() is None, "it ended by itself"
         ranks = psutil.Process(process.pid).children(recursive=True)
-        assert len(ranks) >= 3, "the launcher and two ranks"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) != 0
+        assert len(ranks) == {"single": 1, "ddp": 3}[layout], "of several ranks, the launcher too"
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + number
+        assert said.count("the same command goes on") == 1
+        assert "Traceback" not in said
         assert not psutil.wait_procs(ranks, timeout=60)[1], "none is alive"
         assert not is_held(partial)
         assert not output.exists()
@@ -160,6 +180,47 @@ def test_sigterm_to_the_command_ends_all_ranks_and_the_run_can_go_on(settings: d
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_single_process_that_is_killed_is_named_with_what_may_be_the_cause(settings: dict[str, Any], tmp_path: Path) -> None:
+    words = command(tmp_path / "m", "pretrain", {**settings, "max_steps": 100_000}, "single")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _until(lambda: (tmp_path / "m.partial/metrics.jsonl").exists() or process.poll() is not None)
+    for child in psutil.Process(process.pid).children():
+        child.kill()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert said.splitlines()[-1] == "llmkit: pretrain: its process was ended by SIGKILL; is the memory full?"
+
+
+@pytest.mark.slow
+def test_a_stage_of_one_process_started_under_several_is_run_by_the_first(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A text that is long enough to be one.\n" * 5)
+    recipe = resources.shipped("recipes") / "preprocess.py"
+    words = [*launch_words("ddp"), str(recipe), "--train_file", str(tmp_path / "a.txt"), "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("preprocess: done") == 1
+    assert Artefact.open(tmp_path / "out", "preprocess").damaged(hashes=True) == []
+    words[words.index(str(tmp_path / "a.txt"))] = "nowhere"
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("llmkit: train_file: 'nowhere' is no file") == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_without_token_shards_make_them_once(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("".join(f"This is line {number} of a text.\n" for number in range(2000)))
+    corpus = {"train_file": str(tmp_path / "corpus.txt"), "vocab_size": 300, "max_steps": 2}
+    given = {key: value for key, value in settings.items() if key != "tokens"}
+    recipe = resources.shipped("recipes") / "pretrain.py"
+    asked = command(tmp_path / "m", "pretrain", {**given, **corpus})
+    words = [*launch_words("ddp"), str(recipe), *asked[4 : asked.index("--accelerate_config")]]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("tokenize: running") == 1
+    assert Artefact.open(tmp_path / "m", "pretrain").manifest.metrics["processes"] == 2
 
 
 @pytest.mark.slow

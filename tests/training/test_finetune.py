@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +143,16 @@ GOOD = [{"text": f"word {number}", "label": "ab"[number % 2]} for number in rang
 @pytest.mark.parametrize(
     ("train", "held", "settings", "said"),
     [
-        ([{"text": "a", "label": "x"}] * 5, None, {}, "have the label 'x'; a classifier needs at least two"),
+        (
+            [{"text": letter, "label": "x"} for letter in "abcde"],
+            None,
+            {},
+            "have the label 'x'; a classifier needs at least two",
+        ),
         (GOOD, None, {"label_column": "labl"}, "has no column 'labl', it has: text, label; did you mean 'label'?"),
         (GOOD, [{"text": "c", "label": "zz"}], {}, r"validation: the label 'zz' does not occur in training.*held\.jsonl:1"),
         ([*GOOD, {"text": " ", "label": "a"}], None, {}, r"1 rows have no text in column 'text': .*train\.jsonl:21"),
-        (GOOD[:2], None, {}, "2 training examples, one of each label, leave none to hold out"),
+        (GOOD[:2], None, {}, "2 training examples, no two different texts of one label, leave none to hold out"),
     ],
 )
 def test_examples_that_cannot_train_a_classifier_are_refused(
@@ -190,6 +196,63 @@ def test_a_base_model_that_is_none_is_refused(run: Any, tokenizer: Artefact, tmp
     file = write(tmp_path / "train.jsonl", GOOD)
     with pytest.raises(LLMKitError, match="gives no text classifier"):
         run("finetune", tmp_path / "m", model_name_or_path=tokenizer.directory, train_file=file)
+
+
+def test_where_the_validation_examples_come_from_is_told_and_what_is_also_in_training(
+    run: Any, base_model: Artefact, quick: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = {"model_name_or_path": base_model.directory, **quick, "num_train_epochs": 1.0}
+    held = write(tmp_path / "held.jsonl", [{"text": "WORD  0", "label": "a"}, {"text": "new", "label": "b"}])
+    train = write(tmp_path / "train.jsonl", [*GOOD, {"text": "word 1", "label": "a"}])
+    made = run("finetune", tmp_path / "file", train_file=train, validation_file=held, **common)
+    validation = made.manifest.metrics["validation"]
+    assert (validation["from"], validation["also_in_training"]) == ("held.jsonl", 1)
+    assert validation["also_in_training_share"] == 0.5
+    assert made.manifest.metrics["train"]["texts_with_several_labels"] == 1
+    said = capsys.readouterr().out
+    assert "2 for validation (held.jsonl)" in said
+    assert "warning: 1 validation examples (50.0%) have a text that is also in training" in said
+    assert "warning: 1 texts stand in training with more than one label" in said
+    made = run("finetune", tmp_path / "none", train_file=train, **common)
+    assert made.manifest.metrics["validation"]["from"] == "held out, 10% of the training examples"
+    assert made.manifest.metrics["validation"]["also_in_training"] == 0
+
+
+def test_a_data_set_with_a_validation_split_is_validated_on_it_and_stale_when_its_files_change(
+    run: Any, base_model: Artefact, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train.jsonl", GOOD)
+    write(tmp_path / "data" / "dev.jsonl", [{"text": "c", "label": "a"}, {"text": "d", "label": "b"}])
+    (tmp_path / "data" / ".hidden").write_text("not data")
+    settings = {
+        "model_name_or_path": base_model.directory,
+        "dataset_name": tmp_path / "data",
+        **quick,
+        "num_train_epochs": 1.0,
+    }
+    made = run("finetune", tmp_path / "m", **settings)
+    metrics = made.manifest.metrics
+    assert (metrics["train"]["examples"], metrics["validation"]["examples"]) == (20, 2)
+    assert metrics["validation"]["from"] == "split validation of data/"
+    assert {Path(record.path).name for record in made.manifest.raw_inputs} == {"train.jsonl", "dev.jsonl"}
+    assert run("finetune", tmp_path / "m", **settings).manifest == made.manifest
+    write(tmp_path / "data" / "train.jsonl", [*GOOD[:-1], {"text": "other", "label": "b"}])
+    with pytest.raises(LLMKitError, match="differs in its inputs"):
+        run("finetune", tmp_path / "m", **settings)
+
+
+def test_the_card_tells_nothing_of_the_machine_or_of_where_things_lay(
+    run: Any, base_model: Artefact, classifier: Artefact, toy_files: tuple[Path, Path], quick: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(base_model.directory, tmp_path / "moved")
+    file = shutil.copy(toy_files[0], tmp_path)
+    made = run("finetune", tmp_path / "m", model_name_or_path=tmp_path / "moved", train_file=file, **quick)
+    card = (made.directory / "README.md").read_text(encoding="utf-8")
+    assert card == (classifier.directory / "README.md").read_text(encoding="utf-8")
+    assert base_model.manifest.fingerprint[:12] in card
+    for fact in ("processes", "device", "layout", "threads", "runtime", "per_second", "cpu", str(tmp_path)):
+        assert fact not in card
 
 
 def test_fewer_training_examples_are_drawn_by_the_seed(

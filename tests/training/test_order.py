@@ -5,10 +5,12 @@ from itertools import islice, permutations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import default_data_collator
 
-from llmkit.training.order import PermutedSampler, permute, sample_ids
+from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained, permute, sample_ids
 
 seeds = st.integers(-5, 2**63)
 
@@ -110,3 +112,42 @@ def test_the_order_is_the_one_that_runs_were_made_with() -> None:
     """A change here changes every run that is resumed: raise the version of the stage with it."""
     assert whole(12, 0, 0) == [6, 0, 2, 1, 11, 9, 4, 10, 3, 5, 7, 8]
     assert whole(12, 1, 2) == [5, 2, 11, 6, 4, 3, 9, 1, 10, 7, 8, 0]
+
+
+class Endless:
+    """Samples that say which of them were read; more than any memory holds."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __getitem__(self, index: int) -> int:
+        self.read.append(index)
+        return index
+
+
+def test_a_run_resumed_at_sample_10_to_the_9_reads_nothing_before_it() -> None:
+    n, batch, step = 10**12, 512, 2_000_000
+    samples = Endless()
+    run = OrderedSamples(samples, n, steps=10**9, global_batch=batch, seed=3)  # type: ignore[arg-type]
+    run.resume_at(step)
+    got = run.__getitems__(list(range(batch)))
+    assert got == sample_ids(step, batch, n, 3).tolist() == samples.read
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    seed=st.integers(0, 2**32),
+)
+def test_the_digest_of_a_step_does_not_depend_on_how_it_is_shared_out(sizes: list[int], seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    samples = [{"input_ids": torch.from_numpy(draw.integers(0, 9, 4))} for _ in range(sum(sizes))]
+    whole = int(Digesting(default_data_collator)(samples)[DIGEST])
+    order = [samples[index] for index in draw.permutation(len(samples))]
+    parts, start = 0, 0
+    for size in sizes:
+        parts += int(Digesting(default_data_collator)(order[start : start + size])[DIGEST])
+        start += size
+    assert chained("", parts) == chained("", whole)
+    changed = [{"input_ids": sample["input_ids"].clone()} for sample in samples]
+    changed[0]["input_ids"][0] += 1
+    assert chained("", int(Digesting(default_data_collator)(changed)[DIGEST])) != chained("", whole)

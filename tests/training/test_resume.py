@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,24 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from llmkit.errors import ArtefactError
 from llmkit.pipeline.artefact import Artefact
 from llmkit.pipeline.lock import is_held
+from llmkit.tokens.shards import data_fingerprint
+from llmkit.training.checkpoints import all_checkpoints
 from llmkit.training.ledger import Ledger, read_ledger
-from llmkit.training.trainer import last_checkpoint
+from llmkit.training.trainer import LLMKitTrainer
 
 # Runs a stage in a process that kills itself at the n-th call of one function: `driver WHERE COUNT STAGE OPTIONS...`
 DRIVER = """
 import os, signal, sys
 from llmkit.cli import main
-from llmkit.training import classifier, language_model, ledger, trainer
+from llmkit.training import checkpoints, classifier, language_model, ledger
 
 owner, name = {
     "log": (ledger.Ledger, "on_log"),
-    "checkpoint write": (trainer, "sync"),
-    "checkpoint rename": (trainer, "rotate_checkpoints"),
-    "end": (language_model, "write_card"),
+    "checkpoint write": (checkpoints, "sync"),
+    "checkpoint rename": (checkpoints, "rotate"),
+    "end": (language_model, "_describe"),
     "end of finetune": (classifier, "write_card"),
 }[sys.argv[1]]
 original, left = getattr(owner, name), [int(sys.argv[2])]
@@ -79,23 +84,17 @@ def test_a_run_killed_three_times_ends_with_the_bytes_of_an_uninterrupted_one(
     output, partial = tmp_path / "killed", tmp_path / "killed.partial"
 
     killed("log", 8, "pretrain", output, settings)
-    checkpoint = last_checkpoint(partial)
-    assert checkpoint is not None
-    assert checkpoint.name == "checkpoint-4"
+    assert all_checkpoints(partial)[0].name == "checkpoint-4"
     assert not is_held(partial)
 
     said = killed("checkpoint write", 3, "pretrain", output, settings)
     assert "going on from checkpoint-4" in said
     assert list((partial / ".writing").glob("checkpoint-8/*")), "a torn checkpoint lies there"
-    checkpoint = last_checkpoint(partial)
-    assert checkpoint is not None
-    assert checkpoint.name == "checkpoint-4", "and is no checkpoint"
+    assert all_checkpoints(partial)[0].name == "checkpoint-4", "and is no checkpoint"
 
     said = killed("checkpoint rename", 2, "pretrain", output, settings)
     assert "going on from checkpoint-4" in said
-    checkpoint = last_checkpoint(partial)
-    assert checkpoint is not None
-    assert checkpoint.name == "checkpoint-12"
+    assert all_checkpoints(partial)[0].name == "checkpoint-12"
 
     resumed = run("pretrain", output, **settings)
     assert (resumed.directory / "model.safetensors").read_bytes() == (whole.directory / "model.safetensors").read_bytes()
@@ -138,38 +137,153 @@ def test_a_fine_tuning_killed_twice_ends_with_the_bytes_of_an_uninterrupted_one(
     assert told(resumed) == told(whole)
 
 
-def test_a_checkpoint_loads_as_a_model_repository(
+@pytest.fixture
+def unfinished(
+    run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, dict[str, Any]]:
+    """A run with checkpoints of steps 2, 4 and 6 that was killed before it was complete, and its settings."""
+    from llmkit.training import language_model
+
+    settings = {**tiny, "tokens": tokens.directory, "max_steps": 6, "save_steps": 2, "save_total_limit": 3, "eval_steps": 3}
+    with monkeypatch.context() as patched:
+        patched.setattr(language_model, "_describe", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("pretrain", tmp_path / "m", **settings)
+    return tmp_path / "m.partial", settings
+
+
+def test_a_torn_and_a_corrupt_checkpoint_are_named_and_the_one_before_serves(
+    run: Any, unfinished: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partial, settings = unfinished
+    whole = run("pretrain", tmp_path / "whole", **settings)
+    (partial / "checkpoint-6" / "optimizer.pt").unlink()
+    weights = partial / "checkpoint-4" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # one bit of the last weight
+    weights.write_bytes(content)
+    capsys.readouterr()
+    made = run("pretrain", tmp_path / "m", **settings)
+    said = capsys.readouterr().out
+    assert "checkpoint-6 is left out: " in said
+    assert "optimizer.pt is missing" in said
+    assert "model.safetensors is not as it was written: its sha256 differs" in said
+    assert "going on from checkpoint-2: step 2" in said
+    assert made.manifest.digest == whole.manifest.digest
+    assert told(made) == told(whole)
+
+
+def test_resume_never_starts_anew_and_a_path_is_gone_on_from(
+    run: Any, unfinished: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partial, settings = unfinished
+    earlier = tmp_path / "kept" / "checkpoint-4"
+    shutil.copytree(partial / "checkpoint-4", earlier)
+    capsys.readouterr()
+    fresh = run("pretrain", tmp_path / "m", **settings, resume="never")
+    said = capsys.readouterr().out
+    assert "going on" not in said
+    assert "step 1/6" in said
+    from_path = run("pretrain", tmp_path / "other", **settings, resume=str(earlier))
+    said = capsys.readouterr().out
+    assert "step 4/6" not in said
+    assert "step 5/6" in said
+    assert from_path.manifest.digest == fresh.manifest.digest
+    with pytest.raises(ArtefactError, match="nowhere is no whole checkpoint"):
+        run("pretrain", tmp_path / "third", **settings, resume=str(tmp_path / "nowhere"))
+
+
+def test_a_checkpoint_of_other_data_is_refused_with_both_fingerprints(
+    run: Any, unfinished: tuple[Path, dict[str, Any]], make_corpus: Any, tokenizer: Artefact, tmp_path: Path
+) -> None:
+    partial, settings = unfinished
+    checkpoint = tmp_path / "kept" / "checkpoint-4"
+    shutil.copytree(partial / "checkpoint-4", checkpoint)
+    corpus = make_corpus(tmp_path / "else", ["Quite another text. " * 40], validation_fraction=0)
+    other = run("tokenize", tmp_path / "other", corpus=corpus.directory, tokenizer=tokenizer.directory)
+    old, new = (data_fingerprint(Path(place))[:16] for place in (settings["tokens"], other.directory))
+    with pytest.raises(ArtefactError, match=f"its fingerprint is {old}, that of the data now is {new}"):
+        run("pretrain", tmp_path / "n", **{**settings, "tokens": other.directory, "resume": str(checkpoint)})
+
+
+def test_every_checkpoint_is_a_repository_with_the_logits_of_the_live_model(
     run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from llmkit.training import language_model
+    ids = torch.arange(24).reshape(2, 12) % 512
+    live = {}
 
-    class Stopped(Exception):
-        pass
+    def keep(trainer: Any, written: Path) -> None:
+        check(trainer, written)
+        model = trainer.model.eval()
+        with torch.no_grad():
+            live[written.name] = model(ids).logits
+        model.train()
 
-    def stop(*_: Any) -> None:
-        raise Stopped
+    check = LLMKitTrainer._check_written
+    monkeypatch.setattr(LLMKitTrainer, "_check_written", keep)
+    settings = {**tiny, "tokens": tokens.directory, "max_steps": 6, "save_steps": 2, "save_permanent_steps": 2}
+    made = run("pretrain", tmp_path / "m", **settings)
+    places = sorted((made.directory / "checkpoints").iterdir())
+    assert [place.name for place in places] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"] == sorted(live)
+    for place in places:
+        model = AutoModelForCausalLM.from_pretrained(place)
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, live[place.name])
+        AutoTokenizer.from_pretrained(place)
+        assert model.generation_config.eos_token_id == AutoTokenizer.from_pretrained(made.directory).eos_token_id
+        assert f"at step {place.name[-1]}" in (place / "README.md").read_text()
+        assert not list(place.glob("training_args.bin"))
 
-    monkeypatch.setattr(language_model, "write_card", stop)
-    with pytest.raises(Stopped):
-        run("pretrain", tmp_path / "m", tokens=tokens.directory, max_steps=4, save_steps=1, save_total_limit=2, **tiny)
-    partial = tmp_path / "m.partial"
-    assert sorted(path.name for path in partial.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
-    checkpoint = last_checkpoint(partial)
-    assert checkpoint is not None
-    AutoModelForCausalLM.from_pretrained(checkpoint)
-    AutoTokenizer.from_pretrained(checkpoint)
-    assert (checkpoint / "generation_config.json").is_file()
+
+def test_weights_that_are_not_on_disk_as_in_memory_make_no_checkpoint(
+    run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flip(trainer: Any, written: Path) -> None:
+        weights = written / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        check(trainer, written)
+
+    check = LLMKitTrainer._check_written
+    monkeypatch.setattr(LLMKitTrainer, "_check_written", flip)
+    with pytest.raises(ArtefactError, match="is not on disk as it is in memory"):
+        run("pretrain", tmp_path / "m", tokens=tokens.directory, max_steps=4, save_steps=2, **tiny)
+    assert all_checkpoints(tmp_path / "m.partial") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_with_a_status_that_a_scheduler_can_tell(
+    number: int, status: int, run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**tiny, "tokens": str(tokens.directory), "max_steps": 400, "save_steps": 1000, "eval_steps": 1000}
+    output, file = tmp_path / "m", tmp_path / "asked.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    words = [sys.executable, "-m", "llmkit", "pretrain", "--config", str(file), "--output_dir", str(output)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step  20/"):
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == status, out + err
+    [checkpoint] = all_checkpoints(tmp_path / "m.partial")
+    assert f"stopped after step {checkpoint.name.removeprefix('checkpoint-')} of 400, which is saved" in err
+    assert "Traceback" not in err
+    resumed = run("pretrain", output, **settings)
+    assert resumed.manifest.digest == run("pretrain", tmp_path / "whole", **settings).manifest.digest
 
 
 def test_the_newest_checkpoint_is_the_one_with_the_highest_step(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path) is None
+    assert all_checkpoints(tmp_path) == []
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-2", "checkpoint-x", "checkpoint-11.old", ".writing"):
         (tmp_path / name).mkdir()
     (tmp_path / ".writing" / "checkpoint-12").mkdir()
-    found = last_checkpoint(tmp_path)
-    assert found == tmp_path / "checkpoint-10"
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-9", "checkpoint-2"]
 
 
 def test_a_ledger_forgets_a_torn_line_and_the_steps_that_are_made_again(tmp_path: Path) -> None:
@@ -179,7 +293,7 @@ def test_a_ledger_forgets_a_torn_line_and_the_steps_that_are_made_again(tmp_path
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
     path.write_text("\n".join(lines) + '\n{"step": 2, "lo', encoding="utf-8")
     assert [entry["step"] for entry in read_ledger(path)] == [1, 2, 3, 4]
-    state: Any = SimpleNamespace(is_world_process_zero=True, global_step=2)
+    state: Any = SimpleNamespace(is_world_process_zero=True, global_step=2, log_history=[])
     Ledger(path).on_train_begin(None, state, None)  # type: ignore[arg-type]
     assert [entry["step"] for entry in read_ledger(path)] == [1, 2]
     assert read_ledger(tmp_path / "none.jsonl") == []
