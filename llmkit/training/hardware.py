@@ -37,6 +37,7 @@ def use_cpu_well(threads: int | None) -> None:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // processes))
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which accelerate imports where it finds it, warns otherwise
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # glibc; musl has none
