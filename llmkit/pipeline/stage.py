@@ -73,10 +73,18 @@ class Stage:
     """The shipped settings that serve when none are given."""
     prepare: str | None = None
     """`module:function` that makes missing inputs first; takes settings and the runs directory, returns settings."""
+    show: str | None = None
+    """`module:function` that shows the result instead, where no `--output_dir` is given; takes settings, returns the exit
+    code."""
 
     @cached_property
     def config_class(self) -> type[StageConfig]:
         return _load(self.config)
+
+    def show_result(self, config: StageConfig) -> int:
+        """Call `show`."""
+        assert self.show is not None
+        return _load(self.show)(config)
 
     def ports(self) -> dict[str, FieldSpec]:
         """The settings that take an earlier stage's artefact."""
