@@ -100,6 +100,7 @@ def test_a_run_killed_three_times_ends_with_the_bytes_of_an_uninterrupted_one(
     assert (resumed.directory / "model.safetensors").read_bytes() == (whole.directory / "model.safetensors").read_bytes()
     assert resumed.manifest.digest == whole.manifest.digest
     assert told(resumed) == told(whole), "no step twice, none missing, the same losses"
+    assert (resumed.directory / "samples.jsonl").read_bytes() == (whole.directory / "samples.jsonl").read_bytes()
     assert not partial.exists()
 
 
