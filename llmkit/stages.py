@@ -15,7 +15,6 @@ from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline import runner
 from llmkit.pipeline.artefact import Artefact, FileHashes
 from llmkit.pipeline.stage import Stage, finished_line, identify, rank, run_stage
-from llmkit.resources import display
 
 # What a training stage leaves for a resume, and a pickle of transformers that says what llmkit.yaml says better.
 _TRAINING_SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "training_args.bin")
@@ -177,7 +176,7 @@ def _candidate(name: str, problem: str, runs: Path) -> str:
         with contextlib.suppress(ArtefactError):
             artefact = Artefact.peek(manifest.parent)
             if artefact is not None and artefact.manifest.stage == _USUAL_MODEL[name]:
-                found.append((artefact.manifest.created, display(artefact.directory)))
+                found.append((artefact.manifest.created, str(manifest.parent)))
     return f" The newest here is {max(found)[1]}" if found else ""
 
 

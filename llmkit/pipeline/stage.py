@@ -158,7 +158,7 @@ def identify(
                 port_marks[name] = manifest.fingerprint if inside == Path() else f"{manifest.fingerprint}/{inside}"
             elif Path(value).is_dir():  # a model from elsewhere
                 port_marks[name] = _content(named_files(value, name), hashes, raw)
-            elif spec.made_by or _is_path(value):
+            elif spec.made_by or is_path(value):
                 raise DataError(f"{name}: there is no directory {value!r} (looked in {Path.cwd()})")
             else:  # the name of a hub repository
                 settings[name] = value
@@ -178,7 +178,7 @@ def _content(files: dict[Path, str], hashes: FileHashes, raw: list[FileRecord]) 
     return [[name, record.sha256] for name, record in zip(files.values(), records, strict=True)]
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a name that is not there was meant as a path: a hub repository is `name` or `owner/name`, nothing longer."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
 

@@ -20,6 +20,7 @@ from transformers.generation import BaseStreamer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from llmkit.errors import ConfigError, DataError
+from llmkit.pipeline.stage import is_path
 from llmkit.tasks.tables import pick_column, read_table
 
 if TYPE_CHECKING:
@@ -64,13 +65,15 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises:
         ConfigError: there is none.
     """
+    if is_path(name) and not Path(name).is_dir():
+        raise ConfigError([f"model_name_or_path: there is no directory {name!r} (looked in {Path.cwd()})"])
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model, loading = AutoModelForCausalLM.from_pretrained(name, dtype="auto", output_loading_info=True)
     except (OSError, ValueError, ImportError) as failure:
-        nowhere = "" if Path(name).exists() else f"there is no directory {name!r} here, and by that name "
-        message = f"model_name_or_path: {nowhere or f'from {name!r} '}transformers gives no causal language model: {failure}"
-        raise ConfigError([message]) from failure
+        kind = "" if Path(name).is_dir() else ", which is no directory here,"
+        problem = f"model_name_or_path: from {name!r}{kind} transformers gives no causal language model: {failure}"
+        raise ConfigError([problem]) from failure
     if loading["missing_keys"]:  # transformers has filled them with random numbers
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ConfigError([f"model_name_or_path: {name!r} is no causal language model (it lacks {missing})"])

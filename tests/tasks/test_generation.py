@@ -213,9 +213,16 @@ def test_a_mistake_is_answered_with_code_2(
     assert captured.out == ""
 
 
-def test_a_model_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["generate", "--model_name_or_path", "./nowhere", "--prompt", "a"]) == 2
-    assert "there is no directory './nowhere' here" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("./nowhere", "there is no directory './nowhere' (looked in "),
+        ("no-model", "from 'no-model', which is no directory here,"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(name: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "--model_name_or_path", name, "--prompt", "a"]) == 2
+    assert answer in capsys.readouterr().err
 
 
 def test_a_classifier_is_no_language_model(classifier: Artefact) -> None:
