@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config import Resolved, Source, help_text, parse_arguments, resolve
-from llmkit.errors import ConfigError
+from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline import runner
 from llmkit.pipeline.artefact import Artefact, FileHashes
 from llmkit.pipeline.stage import Stage, finished_line, identify, rank, run_stage
@@ -55,6 +56,14 @@ STAGES = {
             prepare="llmkit.stages:prepare_tokens",
         ),
         Stage(
+            name="generate",
+            summary="a causal language model and prompts to text",
+            config="llmkit.tasks.generate:GenerateConfig",
+            function="llmkit.tasks.generate:generate",
+            next="open {output}/generations.jsonl",
+            show="llmkit.tasks.generate:show",
+        ),
+        Stage(
             name="finetune",
             summary="a base model and labelled examples to a classifier",
             config="llmkit.training.finetune:FinetuneConfig",
@@ -87,9 +96,10 @@ _PREPARING = "base-model"
 def stage_help(stage: Stage) -> str:
     """What `llmkit <stage> --help` prints."""
     recipe = f"default: the shipped settings {stage.default_recipe!r}" if stage.default_recipe else "default: none"
+    place = "none: the result is shown, and not kept" if stage.show else f"default runs/{stage.name}-<fingerprint>"
     common = [
         f"  --config FILE  (path or shipped name; {recipe})\n      Settings in YAML; the command line wins over them.",
-        f"  --output_dir DIRECTORY  (path; default runs/{stage.name}-<fingerprint>)\n      Where the result goes.",
+        f"  --output_dir DIRECTORY  (path; {place})\n      Where the result goes.",
         "  --runs_dir DIRECTORY  (path; default runs)\n      Where results go that have no place of their own.",
         "  --force  (flag)\n      Run from the start though the result is there or begun, and replace one of other settings.",
     ]
@@ -129,7 +139,15 @@ def run_from_command_line(
     if layout and run_with_layout is None:
         raise ConfigError(["--accelerate_config: inside a launch the layout is `accelerate launch --config_file`"], "command")
     runs = Path(options.get("runs_dir") or "runs")
-    resolved = parse_arguments(stage.config_class, rest, stage.default_recipe)
+    try:
+        resolved = parse_arguments(stage.config_class, rest, stage.default_recipe)
+    except ConfigError as failure:
+        hints = [_candidate(name, problem, runs) for problem in failure.problems]
+        if not any(hints):
+            raise
+        raise ConfigError([problem + hint for problem, hint in zip(failure.problems, hints, strict=True)]) from None
+    if stage.show and not options.get("output_dir"):
+        return stage.show_result(resolved.config)
     if stage.prepare and resolved.config.tokens is None:  # type: ignore[attr-defined]
         resolved = prepare_tokens(resolved, runs)
     processes = process_count(layout) if layout else rank()[1]
@@ -143,6 +161,23 @@ def run_from_command_line(
     if rank()[0] == 0 and not options.get("layout"):  # else the process that launched this one says it
         print(finished_line(stage, artefact))
     return 0
+
+
+# The stage whose result is the usual `model_name_or_path` of another.
+_USUAL_MODEL = {"generate": "pretrain", "finetune": "pretrain", "evaluate": "finetune"}
+
+
+def _candidate(name: str, problem: str, runs: Path) -> str:
+    """For a model that is missing, the newest result that would serve, as the end of the sentence."""
+    if name not in _USUAL_MODEL or not problem.startswith("--model_name_or_path is missing"):
+        return ""
+    found = []
+    for manifest in [*runs.glob("*/manifest.json"), *runs.glob("*/*/manifest.json")]:
+        with contextlib.suppress(ArtefactError):
+            artefact = Artefact.peek(manifest.parent)
+            if artefact is not None and artefact.manifest.stage == _USUAL_MODEL[name]:
+                found.append((artefact.manifest.created, str(manifest.parent)))
+    return f" The newest here is {max(found)[1]}" if found else ""
 
 
 def _default_output(stage: Stage, resolved: Resolved[Any], runs: Path, processes: int) -> Path:

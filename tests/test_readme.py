@@ -18,6 +18,7 @@ from llmkit import cli, resources, stages
 from llmkit.parallel import launch
 from llmkit.pipeline import trace
 from llmkit.stages import STAGES
+from llmkit.tasks import generate
 
 if TYPE_CHECKING:
     from llmkit.pipeline.artefact import Artefact
@@ -39,6 +40,7 @@ PLACEHOLDERS = (
     "train.csv",
     "dev.csv",
     "test.csv",
+    "prompts.txt",
     "my_dataset/data.jsonl",
     "my_base_model/config.json",
 )
@@ -117,6 +119,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(stages, "prepare_tokens", lambda resolved, runs: resolved)
     monkeypatch.setattr(stages, "finished_line", lambda stage, artefact: "")
     monkeypatch.setattr(trace, "trace", trace_it)
+    monkeypatch.setattr(generate, "show", lambda config: names.append("generate") or 0)
     return names
 
 

@@ -22,7 +22,7 @@ LAYOUTS = resources.names("accelerate_configs")
 
 def test_something_of_each_kind_is_shipped() -> None:
     assert {"pretrain/quickstart", "finetune/reviews", "evaluate/reviews"} <= set(RECIPES)
-    assert {"sentiment", "base-model"} <= set(PIPELINES)
+    assert {"sentiment", "base-model", "generation"} <= set(PIPELINES)
     assert {"single", "ddp", "cpu"} <= set(LAYOUTS)
 
 

@@ -28,11 +28,12 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SETTINGS = "llmkit.yaml"
 LEDGER = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 
 _JUST_NOW = 2_000_000_000  # nanoseconds; the coarsest clock of a common file system has steps of 2 s
 
 # Files that tell how a result came about. They hold times and origins, so two identical results differ in them.
-_RECORDS = {SETTINGS, LEDGER}
+_RECORDS = {SETTINGS, LEDGER, SAMPLES}
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "deepspeed", "numpy", "pyarrow", "scikit-learn")
 

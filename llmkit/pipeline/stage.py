@@ -73,10 +73,18 @@ class Stage:
     """The shipped settings that serve when none are given."""
     prepare: str | None = None
     """`module:function` that makes missing inputs first; takes settings and the runs directory, returns settings."""
+    show: str | None = None
+    """`module:function` that shows the result instead, where no `--output_dir` is given; takes settings, returns the exit
+    code."""
 
     @cached_property
     def config_class(self) -> type[StageConfig]:
         return _load(self.config)
+
+    def show_result(self, config: StageConfig) -> int:
+        """Call `show`."""
+        assert self.show is not None
+        return _load(self.show)(config)
 
     def ports(self) -> dict[str, FieldSpec]:
         """The settings that take an earlier stage's artefact."""
@@ -150,7 +158,7 @@ def identify(
                 port_marks[name] = manifest.fingerprint if inside == Path() else f"{manifest.fingerprint}/{inside}"
             elif Path(value).is_dir():  # a model from elsewhere
                 port_marks[name] = _content(named_files(value, name), hashes, raw)
-            elif spec.made_by or _is_path(value):
+            elif spec.made_by or is_path(value):
                 raise DataError(f"{name}: there is no directory {value!r} (looked in {Path.cwd()})")
             else:  # the name of a hub repository
                 settings[name] = value
@@ -170,7 +178,7 @@ def _content(files: dict[Path, str], hashes: FileHashes, raw: list[FileRecord]) 
     return [[name, record.sha256] for name, record in zip(files.values(), records, strict=True)]
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a name that is not there was meant as a path: a hub repository is `name` or `owner/name`, nothing longer."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
 

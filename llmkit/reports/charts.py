@@ -63,11 +63,12 @@ class Bar:
     """Drawn in the colour of the model, not of a baseline."""
 
 
-def line_chart(series: Sequence[Series], *, key: str, title: str, x_label: str = "step") -> Markup:
+def line_chart(series: Sequence[Series], *, key: str, title: str, x_label: str = "step", from_zero: bool = False) -> Markup:
     """Lines over steps; the y axis is logarithmic where the values span more than a factor of 20.
 
     Args:
         key: makes the ids of this chart unique on its page.
+        from_zero: the y axis is linear and begins at zero, whatever the values.
     """
     series = [Series(item.name, _finite(item.points)) for item in series]
     series = [item for item in series if item.points][:4]
@@ -75,8 +76,8 @@ def line_chart(series: Sequence[Series], *, key: str, title: str, x_label: str =
         return Markup("")
     xs = [x for item in series for x, _ in item.points]
     ys = [y for item in series for _, y in item.points]
-    log = min(ys) > 0 and max(ys) / min(ys) > 20
-    y_ticks = _log_ticks(min(ys), max(ys)) if log else _ticks(min(ys), max(ys))
+    log = not from_zero and min(ys) > 0 and max(ys) / min(ys) > 20
+    y_ticks = _log_ticks(min(ys), max(ys)) if log else _ticks(0.0 if from_zero else min(ys), max(ys))
     low, high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
     first, last = (0.0 if 0 <= min(xs) < 0.4 * max(xs) else min(xs)), max(xs)
     x_ticks = [x for x in _ticks(first, last, whole=True) if first <= x <= last]

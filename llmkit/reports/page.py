@@ -26,6 +26,7 @@ MAX_FACTS = 36
 MAX_SETTINGS = 60
 MAX_CONFUSIONS = 15
 MAX_BASELINES = 6
+MAX_SAMPLES = 8
 
 MAX_BYTES = 500_000
 
@@ -136,6 +137,7 @@ def _context(told: Told, published: list[str] | None) -> dict[str, Any]:
         "curves": [
             (_STAGE_TITLES.get(item.stage, item.stage), item, _drawn(item, number)) for number, item in enumerate(told.curves)
         ],
+        "max_samples": MAX_SAMPLES,
         "architecture": trained.architecture(told.model),
         "stages": [_stage(node) for node in told.nodes if node.artefact],
         "sources": sources[:MAX_RAW_INPUTS],
@@ -183,6 +185,16 @@ def _drawn(curves: Curves, number: int) -> list[tuple[str, Markup]]:
         (
             "Validation scores",
             charts.line_chart(curves.scores, key=f"scores-{number}", title=f"{stage}: validation scores by step"),
+        ),
+        (
+            "Learning rate",
+            charts.line_chart(
+                curves.learning_rate, key=f"learning-rate-{number}", title=f"{stage}: learning rate by step", from_zero=True
+            ),
+        ),
+        (
+            "Throughput",
+            charts.line_chart(curves.rate, key=f"rate-{number}", title=f"{stage}: throughput by step", from_zero=True),
         ),
     ]
     return [(title, chart) for title, chart in drawn if chart]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmkit.pipeline.artefact import LEDGER, Artefact
+from llmkit.pipeline.artefact import LEDGER, SAMPLES, Artefact
 from llmkit.reports import words
 from llmkit.reports.charts import Series
 from llmkit.reports.lineage import Node
@@ -21,12 +21,27 @@ MODEL_PORT = "model_name_or_path"
 
 
 @dataclass
+class Sample:
+    """A text that a model wrote."""
+
+    step: int
+    prompt: str
+    text: str
+    """Without the prompt."""
+
+
+@dataclass
 class Curves:
     """What was logged during one training."""
 
     stage: str
     loss: list[Series]
     scores: list[Series]
+    learning_rate: list[Series]
+    rate: list[Series]
+    """Tokens, or samples, a second."""
+    samples: list[Sample]
+    """What the model wrote after the last evaluation, if it is one that writes."""
     notes: list[str]
 
 
@@ -175,7 +190,7 @@ def _curves(stage: str, path: Path) -> Curves:
                 continue
             if not math.isfinite(value):
                 lost += _is_loss(key) or _is_score(key)
-            elif _is_loss(key) or _is_score(key):
+            elif _is_loss(key) or _is_score(key) or _is_learning_rate(key) or _is_rate(key):
                 lines.setdefault(key, {})[step] = float(value)
     loss = [_series(_loss_name(key), points) for key, points in lines.items() if _is_loss(key)]
     shares = {key: points for key, points in lines.items() if _is_score(key) and all(0 <= v <= 1 for v in points.values())}
@@ -188,7 +203,25 @@ def _curves(stage: str, path: Path) -> Curves:
         notes.append(f"{words.count(lost, 'logged value')} {'was' if lost == 1 else 'were'} not a finite number")
     if len(scores) > 4:
         notes.append(f"{len(scores) - 4} further scores stand in report.json")
-    return Curves(stage, sorted(loss, key=lambda item: item.name != "training"), scores, notes)
+    return Curves(
+        stage=stage,
+        loss=sorted(loss, key=lambda item: item.name != "training"),
+        scores=scores,
+        learning_rate=[_series(key.replace("_", " "), points) for key, points in lines.items() if _is_learning_rate(key)],
+        rate=[_series(key.replace("_per_second", " a second"), points) for key, points in lines.items() if _is_rate(key)],
+        samples=_last_samples(path.with_name(SAMPLES)),
+        notes=notes,
+    )
+
+
+def _last_samples(path: Path) -> list[Sample]:
+    """The texts of the last evaluation; none where there is no file, or it is not what llmkit writes."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        samples = [Sample(int(row["step"]), str(row["prompt"]), str(row["text"])) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    return [sample for sample in samples if sample.step == samples[-1].step]
 
 
 def _series(name: str, points: dict[float, float]) -> Series:
@@ -197,6 +230,14 @@ def _series(name: str, points: dict[float, float]) -> Series:
 
 def _is_loss(key: str) -> bool:
     return key == "loss" or (key.startswith("eval_") and key.endswith("_loss"))
+
+
+def _is_learning_rate(key: str) -> bool:
+    return key.startswith("learning_rate")
+
+
+def _is_rate(key: str) -> bool:
+    return key in ("tokens_per_second", "samples_per_second")
 
 
 def _is_score(key: str) -> bool:

@@ -15,11 +15,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.models.causal import causal_config, check_config, new_causal_model, parameter_counts
-from llmkit.pipeline.artefact import Artefact
+from llmkit.pipeline.artefact import SAMPLES, Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
 from llmkit.training.order import OrderedSamples
+from llmkit.training.text_samples import TextSamples, samples_section
 from llmkit.training.throughput import flops_per_token, matrix_parameters
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
 
@@ -93,6 +94,15 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         eval_dataset=validation_set,
         processing_class=tokenizer,
     )
+    samples = TextSamples(
+        directory / SAMPLES,
+        tokenizer,
+        config.sample_prompts or [],
+        config.sample_tokens,
+        workspace.say,
+        partitioned=trainer.has_partitioned_weights,
+    )
+    trainer.add_callback(samples)
     workspace.say(
         f"{model.config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of "
         f"{config.block_size} tokens, {per_step:,} a step"
@@ -115,7 +125,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         workspace.say(f"validation loss {loss:.4f}, {metrics['validation']['bits_per_byte']:.4f} bits per byte")
     trainer.save_model(str(directory))
     if workspace.is_main:
-        _describe(model.config.model_type, directory, tokens, metrics)
+        _describe(model.config.model_type, directory, tokens, metrics, samples.last())
     return metrics
 
 
@@ -182,7 +192,9 @@ def _check_same_tokenizer(config: PretrainConfig) -> None:
         raise ArtefactError(f"{config.tokens} was not written with the tokenizer of {config.model_name_or_path}")
 
 
-def _describe(model_type: str, directory: Path, tokens: Artefact, metrics: dict[str, Any]) -> None:
+def _describe(
+    model_type: str, directory: Path, tokens: Artefact, metrics: dict[str, Any], samples: list[dict[str, Any]]
+) -> None:
     facts = {key: value for key, value in metrics.items() if not isinstance(value, dict) and key not in _OF_THE_MOMENT}
     sections = {
         "What it is": f"A causal language model (`{model_type}`, {metrics['parameters']['total']:,} parameters) "
@@ -190,6 +202,7 @@ def _describe(model_type: str, directory: Path, tokens: Artefact, metrics: dict[
         "How to use it": _USE,
         "Training": settings_table(facts),
         "Validation": settings_table(metrics["validation"]) if "validation" in metrics else "No validation text was held out.",
+        **({"What it writes": samples_section(samples)} if samples else {}),
         "Where it comes from": f"Token shards `{tokens.manifest.fingerprint[:12]}`; `manifest.json` and `llmkit trace` lead "
         f"back to the raw bytes.",
     }

@@ -84,6 +84,12 @@ class PretrainConfig(TrainingConfig):
     eval_steps: int = option(200, identity=False)
     """Steps between two evaluations on the validation data; the end is always evaluated."""
 
+    sample_prompts: list[str] | None = option(factory=lambda: ["The", "Return the", "今天"], identity=False)
+    """Prompts after which the model writes a text at each evaluation, into samples.jsonl; none: it writes none."""
+
+    sample_tokens: int = option(40, identity=False)
+    """Longest of these texts in tokens, without the prompt."""
+
     save_steps: int = option(200, identity=False)
     """Steps between two checkpoints. A killed run goes on from the newest."""
 
@@ -92,7 +98,7 @@ class PretrainConfig(TrainingConfig):
 
     def problems(self) -> Iterable[str]:
         yield from super().problems()
-        for name in ("eval_steps", "save_steps"):
+        for name in ("eval_steps", "save_steps", "sample_tokens"):
             if getattr(self, name) < 1:
                 yield f"{name}: is {getattr(self, name)}, must be at least 1"
         if self.block_size < 2:

@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llmkit.errors import ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
@@ -384,6 +385,11 @@ class LLMKitTrainer(Trainer):
             checkpoints.commit(written, place, record, self._check_written)
             checkpoints.rotate(directory, self.keep, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
+
+    @property
+    def has_partitioned_weights(self) -> bool:
+        """Whether no process has the whole weights."""
+        return is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
 
     def _check_written(self, written: Path) -> None:
         # With partitioned weights no process has a whole tensor to compare with.

@@ -115,6 +115,7 @@ def assert_equal(one: Artefact, other: Artefact) -> None:
     assert chains[0] == chains[1]
     assert len({chain for chain in chains[0] if chain}) == STEPS
     assert told(one) == told(other), "no step twice, none missing, the same losses"
+    assert (one.directory / "samples.jsonl").read_bytes() == (other.directory / "samples.jsonl").read_bytes()
     assert one.manifest.digest == other.manifest.digest
 
 

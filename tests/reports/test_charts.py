@@ -44,6 +44,12 @@ def test_lines_without_a_point_are_no_chart() -> None:
     assert charts.line_chart([Series("a", []), Series("b", [(1, math.nan)])], key="x", title="t") == ""
 
 
+def test_a_rate_is_drawn_from_zero_whatever_its_span() -> None:
+    for low, high in ((1e-6, 1e-3), (4990.0, 5010.0), (0.0, 0.0)):
+        drawn = texts(parse(charts.line_chart([Series("a", [(1, low), (2, high)])], key="x", title="t", from_zero=True)))
+        assert "log scale" not in drawn and drawn.count("0") >= 1
+
+
 def test_a_wide_span_is_drawn_on_a_log_scale() -> None:
     wide = parse(charts.line_chart([Series("a", [(1, 100.0), (2, 1.0)])], key="x", title="t"))
     narrow = parse(charts.line_chart([Series("a", [(1, 10.0), (2, 1.0)])], key="x", title="t"))

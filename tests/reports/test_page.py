@@ -243,6 +243,43 @@ def test_odd_logs_are_counted_and_a_resumed_step_counts_once(chain: Chain, write
     assert training["name"] == "training" and training["points"][-1] == [100, 0.5] and len(training["points"]) == 60
 
 
+def test_a_training_shows_its_learning_rate_throughput_and_last_texts(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    log = "".join(
+        json.dumps({"step": step, "loss": 3.0, "learning_rate": step * 1e-5, "tokens_per_second": 5000.0 + step}) + "\n"
+        for step in range(1, 31)
+    )
+    samples = [
+        (step, prompt, text) for step in (10, 30) for prompt, text in zip(("a prompt", "今天"), chain.HOSTILE, strict=False)
+    ]
+    rows = "".join(
+        json.dumps({"step": step, "prompt": prompt, "text": f"at {step} {text}"}) + "\n" for step, prompt, text in samples
+    )
+    chain.artefact("pretrain", {**chain.model_files(log), "samples.jsonl": rows}, inputs={"tokens": "tokenize"})
+    chain.finetune()
+    chain.evaluate()
+    written = write()
+    page = read(written.html)
+    assert "Learning rate" in shown(written.html) and "Throughput" in shown(written.html)
+    assert "Pretraining: learning rate by step" in shown(written.html)
+    curves = written.json["curves"][1]
+    assert curves["learning_rate"][0]["points"][-1] == [30, pytest.approx(3e-4)]
+    assert curves["rate"][0]["name"] == "tokens a second"
+    assert [sample["step"] for sample in curves["samples"]] == [30, 30]
+    quotes = [quote for quote in page.quotes if quote.startswith("at 30")]
+    assert len(quotes) == 2 and "<script>alert('x')</script>" in quotes[0]
+    assert not any("at 10" in quote for quote in page.quotes)
+
+
+def test_samples_that_cannot_be_read_are_left_out(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    chain.artefact("pretrain", {**chain.model_files(chain.ledger(9, 2.0, 1.0)), "samples.jsonl": '{"step": 1}\n'})
+    chain.finetune()
+    chain.evaluate()
+    written = write()
+    assert "after fixed prompts" not in shown(written.html) and written.json["curves"][1]["samples"] == []
+
+
 @pytest.mark.parametrize(
     "dropped", ["labels", "confusion", "baselines", "comparison", "dataset", "split", "seed", "interval", "task"]
 )

@@ -27,12 +27,13 @@ from llmkit.training.trainer import LLMKitTrainer
 DRIVER = """
 import os, signal, sys
 from llmkit.cli import main
-from llmkit.training import checkpoints, classifier, language_model, ledger
+from llmkit.training import checkpoints, classifier, language_model, ledger, text_samples
 
 owner, name = {
     "log": (ledger.Ledger, "on_log"),
     "checkpoint write": (checkpoints, "sync"),
     "checkpoint rename": (checkpoints, "rotate"),
+    "text": (text_samples, "go_on"),
     "end": (language_model, "_describe"),
     "end of finetune": (classifier, "write_card"),
 }[sys.argv[1]]
@@ -100,6 +101,7 @@ def test_a_run_killed_three_times_ends_with_the_bytes_of_an_uninterrupted_one(
     assert (resumed.directory / "model.safetensors").read_bytes() == (whole.directory / "model.safetensors").read_bytes()
     assert resumed.manifest.digest == whole.manifest.digest
     assert told(resumed) == told(whole), "no step twice, none missing, the same losses"
+    assert (resumed.directory / "samples.jsonl").read_bytes() == (whole.directory / "samples.jsonl").read_bytes()
     assert not partial.exists()
 
 
@@ -118,6 +120,21 @@ def test_a_run_killed_after_its_last_step_only_finishes(
     assert told(resumed) == told(whole)
     assert resumed.manifest.metrics["validation"] == whole.manifest.metrics["validation"]
     assert resumed.manifest.metrics["train_loss"] == whole.manifest.metrics["train_loss"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_writes_texts_writes_them_again(
+    run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**tiny, "tokens": tokens.directory, "max_steps": 6, "save_steps": 2, "eval_steps": 2}
+    whole = run("pretrain", tmp_path / "whole", **settings)
+    killed("text", 5, "pretrain", tmp_path / "killed", settings)  # the second of three at step 4, which is saved
+    assert {entry["step"] for entry in read_ledger(tmp_path / "killed.partial/samples.jsonl")} == {2}
+    capsys.readouterr()
+    resumed = run("pretrain", tmp_path / "killed", **settings)
+    assert "going on from checkpoint-4" in capsys.readouterr().out
+    assert (resumed.directory / "samples.jsonl").read_bytes() == (whole.directory / "samples.jsonl").read_bytes()
+    assert resumed.manifest.digest == whole.manifest.digest
 
 
 @pytest.mark.slow
