@@ -28,6 +28,7 @@ from llmkit.training.instability import UpdateGuard
 from llmkit.training.ledger import Ledger
 from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
 from llmkit.training.progress import TIMES, Progress
+from llmkit.training.schedules import OURS, Schedule
 from llmkit.training.stopping import GracefulStop
 from llmkit.training.throughput import Throughput, measured_peak, peak_memory
 
@@ -50,8 +51,6 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         "num_train_epochs",
         "max_steps",
         "per_device_eval_batch_size",
-        "lr_scheduler_type",
-        "warmup_steps",
         "weight_decay",
         "adam_beta2",
         "max_grad_norm",
@@ -60,6 +59,8 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
     )
     at_once, accumulated = config.batch_layout(int(os.environ.get("WORLD_SIZE", "1")))
     values: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    if config.lr_scheduler_type not in OURS:  # those are not transformers' to compute
+        values.update(lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps)
     values.update(
         output_dir=str(directory),
         per_device_train_batch_size=at_once,
@@ -104,6 +105,7 @@ class LLMKitTrainer(Trainer):
         flops_per_item: float | None = None,
         targets_per_sample: float | None = None,
         max_skipped_steps: int = 10,
+        schedule: Callable[[int], Schedule | None] = lambda steps: None,
         **arguments: Any,
     ):
         """As `Trainer`.
@@ -119,11 +121,13 @@ class LLMKitTrainer(Trainer):
             targets_per_sample: mean number of learned tokens in a validation sample; gives a validation loss in which each
                 token weighs the same, where samples are filled up differently.
             max_skipped_steps: updates in a row that may be skipped before the run ends.
+            schedule: gives the learning rate's schedule for a number of steps; None where transformers computes it.
         """
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         super().__init__(**arguments)
         self.data_fingerprint, self.keep, self.permanent_steps, self.write_card = data, keep, permanent_steps, write_card
         self.targets_per_sample = targets_per_sample
+        self.schedule = schedule
         self.workspace = workspace
         self.data_chain = ""
         """Digest of all the data learned so far, in its order; see `order.Digesting`."""
@@ -269,6 +273,15 @@ class LLMKitTrainer(Trainer):
             **self.guard.facts(),
         }
         return {**facts, "data_chain": self.data_chain} if self.data_chain else facts
+
+    # The optimizer and its learning rate.
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The learning rate over the run, by `schedules.py` or by transformers."""
+        if self.lr_scheduler is None and (schedule := self.schedule(num_training_steps)) is not None:  # type: ignore[has-type]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, schedule.factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # Samples and losses.
 
