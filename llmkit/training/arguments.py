@@ -151,7 +151,7 @@ class TrainingConfig(StageConfig):
         return transformers_fields()
 
     learning_rate: float = option(3e-4)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
 
     num_train_epochs: float = option(1.0)
     """Passes over the training data; `max_steps` overrides it."""
@@ -172,6 +172,10 @@ class TrainingConfig(StageConfig):
     gradient_accumulation_steps: int = option(1, identity=False)
     """Batches that are summed before an optimizer step, where `global_batch_size` does not say it."""
 
+    optim: str = option("adamw_torch_fused")
+    """Optimizer: muon (for hidden matrices, with AdamW for the rest), or any name that transformers has: adamw_torch_fused,
+    adafactor, adamw_bnb_8bit, ..."""
+
     lr_scheduler_type: str = option("cosine")
     """The learning rate after warm-up: cosine or linear decay, constant, wsd (constant, then a decay at the end), or any other
     name that transformers has."""
@@ -190,7 +194,7 @@ class TrainingConfig(StageConfig):
     """What linear, cosine and wsd decay to, as a share of the peak learning rate."""
 
     weight_decay: float = option(0.1)
-    """Decoupled weight decay of AdamW; biases and norms have none."""
+    """Decoupled weight decay, on matrices and embeddings; biases and norms have none."""
 
     adam_beta2: float = option(0.95)
     """Decay of AdamW's second moment; 0.95 is usual for language models (Brown et al. 2020, appendix B)."""

@@ -82,7 +82,7 @@ class FinetuneConfig(TrainingConfig):
 
     # Fine-tuning takes small steps, and few of them: the defaults of Devlin et al. 2019 (appendix A.3).
     learning_rate: float = option(5e-5)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
 
     num_train_epochs: float = option(3.0)
     """Passes over the training examples; `max_steps` overrides it."""
@@ -102,7 +102,7 @@ class FinetuneConfig(TrainingConfig):
     as well."""
 
     weight_decay: float = option(0.01)
-    """Decoupled weight decay of AdamW; biases and norms have none."""
+    """Decoupled weight decay, on matrices and embeddings; biases and norms have none."""
 
     adam_beta2: float = option(0.999)
     """Decay of AdamW's second moment."""

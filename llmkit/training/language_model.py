@@ -103,7 +103,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         f"{config.block_size} tokens, {per_step:,} a step"
     )
     trainer.run(config.resume)
-    metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts}
+    metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts, "optimizer": trainer.optimizer_shares}
     learned = metrics["steps"] * metrics["samples_per_step"] * train_set.stride
     metrics["tokens_learned"] = learned
     metrics["data_chain"] = trainer.data_chain

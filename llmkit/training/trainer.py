@@ -26,6 +26,7 @@ from llmkit.training import checkpoints
 from llmkit.training.hardware import on_cpu, precision, use_cpu_well
 from llmkit.training.instability import UpdateGuard
 from llmkit.training.ledger import Ledger
+from llmkit.training.optimizers import MUON, muon, shares, undecayed_names
 from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
 from llmkit.training.progress import TIMES, Progress
 from llmkit.training.schedules import OURS, Schedule
@@ -74,14 +75,19 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         remove_unused_columns=False,
         **precision(config, os.environ.get("ACCELERATE_MIXED_PRECISION")),
     )
+    if config.optim != MUON:
+        values["optim"] = config.optim
     values.update({key: value for key, value in config.training_arguments.items() if value is not None})
     values.update(ours)
     if on_cpu(config):
         use_cpu_well(config.cpu_threads)
     try:
-        return TrainingArguments(**values)
+        arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as failure:
         raise ConfigError([f"transformers refuses the training settings: {failure}"]) from failure
+    if config.optim == MUON:
+        arguments.optim = MUON
+    return arguments
 
 
 def samples_per_step(arguments: TrainingArguments) -> int:
@@ -125,6 +131,16 @@ class LLMKitTrainer(Trainer):
         """
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         super().__init__(**arguments)
+        if self.args.optim == MUON and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ConfigError(
+                [
+                    "optim: muon needs whole matrices on every process, and DeepSpeed and FSDP partition them; "
+                    "take another layout, such as ddp, or another optimizer"
+                ]
+            )
+        self._undecayed = undecayed_names(self.model)
+        self.optimizer_shares: dict[str, dict[str, int]] = {}
+        """What each optimizer owns; see `optimizers.shares`."""
         self.data_fingerprint, self.keep, self.permanent_steps, self.write_card = data, keep, permanent_steps, write_card
         self.targets_per_sample = targets_per_sample
         self.schedule = schedule
@@ -275,6 +291,26 @@ class LLMKitTrainer(Trainer):
         return {**facts, "data_chain": self.data_chain} if self.data_chain else facts
 
     # The optimizer and its learning rate.
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer, by `optimizers.py` or by transformers; what owns which parameters is said."""
+        if self.optimizer is None:  # type: ignore[has-type]
+            trained = self.model if model is None else model
+            if self.args.optim == MUON:
+                self.optimizer = muon(trained, self.get_decay_parameter_names(trained), self.args)
+            self.optimizer = super().create_optimizer(model)
+            self.optimizer_shares = shares(trained, self.optimizer)
+            self.workspace.say(
+                "; ".join(
+                    f"{name}: {count['tensors']:,} tensors, {count['parameters']:,} parameters"
+                    for name, count in self.optimizer_shares.items()
+                )
+            )
+        return self.optimizer
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """The parameters with weight decay: matrices and embeddings, and no vector of any name."""
+        return [name for name in super().get_decay_parameter_names(model) if name not in self._undecayed]
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The learning rate over the run, by `schedules.py` or by transformers."""
