@@ -88,6 +88,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         write_card=partial(_write_checkpoint_card, model.config.model_type),
         max_skipped_steps=config.max_skipped_steps,
         schedule=lambda steps: schedule_of(config, RunLength(steps, len(train_set) / per_step, per_step * train_set.stride)),
+        z_loss=config.z_loss,
         items_per_sample=train_set.stride,
         items="tokens",
         flops_per_item=flops_per_token(matrix_parameters(model), model.config, config.block_size),

@@ -91,6 +91,9 @@ class PretrainConfig(TrainingConfig):
     attn_implementation: str | None = option(None)
     """Attention kernel: sdpa, eager, flash_attention_2, ... None: the best that transformers finds."""
 
+    z_loss: float = option(0.0)
+    """Weight of the mean of log(Z)^2 in the training loss (Chowdhery et al. 2022 take 1e-4); it keeps logits from drifting."""
+
     eval_steps: int = option(200, identity=False)
     """Steps between two evaluations on the validation data; the end is always evaluated."""
 
@@ -107,6 +110,10 @@ class PretrainConfig(TrainingConfig):
                 yield f"{name}: is {getattr(self, name)}, must be at least 1"
         if self.block_size < 2:
             yield f"block_size: is {self.block_size}, must be at least 2: a token is predicted from the one before it"
+        if self.z_loss < 0:
+            yield f"z_loss: is {self.z_loss}, must not be below 0"
+        if self.z_loss and self.training_arguments.get("use_liger_kernel"):
+            yield "z_loss: is computed from the logits, which use_liger_kernel never has in one piece; give one of the two"
         if self.max_tokens is not None:
             if self.max_steps > 0:
                 yield "max_tokens: max_steps also says how long the run is; give one of the two"

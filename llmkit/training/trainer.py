@@ -32,6 +32,7 @@ from llmkit.training.progress import TIMES, Progress
 from llmkit.training.schedules import OURS, Schedule
 from llmkit.training.stopping import GracefulStop
 from llmkit.training.throughput import Throughput, measured_peak, peak_memory
+from llmkit.training.z_loss import ZLoss
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
@@ -112,6 +113,7 @@ class LLMKitTrainer(Trainer):
         targets_per_sample: float | None = None,
         max_skipped_steps: int = 10,
         schedule: Callable[[int], Schedule | None] = lambda steps: None,
+        z_loss: float = 0.0,
         **arguments: Any,
     ):
         """As `Trainer`.
@@ -128,6 +130,7 @@ class LLMKitTrainer(Trainer):
                 token weighs the same, where samples are filled up differently.
             max_skipped_steps: updates in a row that may be skipped before the run ends.
             schedule: gives the learning rate's schedule for a number of steps; None where transformers computes it.
+            z_loss: weight of the z-loss that is added to the training loss of a language model.
         """
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         super().__init__(**arguments)
@@ -144,6 +147,7 @@ class LLMKitTrainer(Trainer):
         self.data_fingerprint, self.keep, self.permanent_steps, self.write_card = data, keep, permanent_steps, write_card
         self.targets_per_sample = targets_per_sample
         self.schedule = schedule
+        self.z_loss = ZLoss(z_loss, self.args.gradient_accumulation_steps, self.args.world_size) if z_loss else None
         self.workspace = workspace
         self.data_chain = ""
         """Digest of all the data learned so far, in its order; see `order.Digesting`."""
@@ -274,6 +278,9 @@ class LLMKitTrainer(Trainer):
         self._count_epochs()
         if "loss" in logs:
             self._rates = self.throughput.measure(self.state.global_step)
+            if self.z_loss is not None:
+                logs["z_loss"] = self.z_loss.since_last(self.accelerator)
+                logs["loss"] -= logs["z_loss"]  # the cross-entropy, as validation has it
         super().log(logs, start_time)
 
     def _count_epochs(self) -> None:
@@ -342,7 +349,12 @@ class LLMKitTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The loss; in evaluation of a language model scaled so that the mean over samples is the mean over tokens."""
         if model.training:
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+            if self.z_loss is None:
+                return super().compute_loss(model, inputs, return_outputs, **kwargs)
+            labels = inputs["labels"]
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            loss = self.z_loss.added_to(loss, outputs.logits, labels, kwargs.get("num_items_in_batch"))
+            return (loss, outputs) if return_outputs else loss
         smoother, self.label_smoother = self.label_smoother, None  # type: ignore[has-type]
         # smoothing is for learning; it would hide what was learned
         try:
