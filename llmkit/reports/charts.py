@@ -63,8 +63,8 @@ class Bar:
     """Drawn in the colour of the model, not of a baseline."""
 
 
-def line_chart(series: Sequence[Series], *, key: str, title: str, x_label: str = "step") -> Markup:
-    """Lines over steps; the y axis is logarithmic where the values span more than a factor of 20.
+def line_chart(series: Sequence[Series], *, key: str, title: str, x_label: str = "step", may_be_log: bool = True) -> Markup:
+    """Lines over steps; the y axis is logarithmic where the values span more than a factor of 20, and it may be.
 
     Args:
         key: makes the ids of this chart unique on its page.
@@ -75,7 +75,7 @@ def line_chart(series: Sequence[Series], *, key: str, title: str, x_label: str =
         return Markup("")
     xs = [x for item in series for x, _ in item.points]
     ys = [y for item in series for _, y in item.points]
-    log = min(ys) > 0 and max(ys) / min(ys) > 20
+    log = may_be_log and min(ys) > 0 and max(ys) / min(ys) > 20
     y_ticks = _log_ticks(min(ys), max(ys)) if log else _ticks(min(ys), max(ys))
     low, high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
     first, last = (0.0 if 0 <= min(xs) < 0.4 * max(xs) else min(xs)), max(xs)

@@ -184,6 +184,12 @@ def _drawn(curves: Curves, number: int) -> list[tuple[str, Markup]]:
             "Validation scores",
             charts.line_chart(curves.scores, key=f"scores-{number}", title=f"{stage}: validation scores by step"),
         ),
+        (
+            "Learning rate",
+            charts.line_chart(
+                curves.learning_rate, key=f"rate-{number}", title=f"{stage}: learning rate by step", may_be_log=False
+            ),
+        ),
     ]
     return [(title, chart) for title, chart in drawn if chart]
 

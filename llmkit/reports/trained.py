@@ -18,6 +18,7 @@ from llmkit.reports.lineage import Node
 from llmkit.reports.words import finite
 
 MODEL_PORT = "model_name_or_path"
+_RATE = "learning_rate"
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Curves:
     stage: str
     loss: list[Series]
     scores: list[Series]
+    learning_rate: list[Series]
     notes: list[str]
 
 
@@ -175,7 +177,7 @@ def _curves(stage: str, path: Path) -> Curves:
                 continue
             if not math.isfinite(value):
                 lost += _is_loss(key) or _is_score(key)
-            elif _is_loss(key) or _is_score(key):
+            elif _is_loss(key) or _is_score(key) or key == _RATE:
                 lines.setdefault(key, {})[step] = float(value)
     loss = [_series(_loss_name(key), points) for key, points in lines.items() if _is_loss(key)]
     shares = {key: points for key, points in lines.items() if _is_score(key) and all(0 <= v <= 1 for v in points.values())}
@@ -188,7 +190,8 @@ def _curves(stage: str, path: Path) -> Curves:
         notes.append(f"{words.count(lost, 'logged value')} {'was' if lost == 1 else 'were'} not a finite number")
     if len(scores) > 4:
         notes.append(f"{len(scores) - 4} further scores stand in report.json")
-    return Curves(stage, sorted(loss, key=lambda item: item.name != "training"), scores, notes)
+    rate = [_series("learning rate", lines[_RATE])] if _RATE in lines else []
+    return Curves(stage, sorted(loss, key=lambda item: item.name != "training"), scores, rate, notes)
 
 
 def _series(name: str, points: dict[float, float]) -> Series:

@@ -153,6 +153,7 @@ class LLMKitTrainer(Trainer):
         """Digest of all the data learned so far, in its order; see `order.Digesting`."""
         self._digests: list[torch.Tensor] = []
         self._rates: dict[str, float] = {}
+        self._learning_rates: list[float] = []
         self._resumed_from: str | None = None
         self._random_state_in: str | None = None
         self._is_writing = False
@@ -295,6 +296,8 @@ class LLMKitTrainer(Trainer):
             "peak_memory_bytes": peak_memory(self.args.device),
             **self.guard.facts(),
         }
+        if len(set(self._learning_rates)) > 1:
+            facts["learning_rates"] = self._learning_rates
         return {**facts, "data_chain": self.data_chain} if self.data_chain else facts
 
     # The optimizer and its learning rate.
@@ -325,6 +328,11 @@ class LLMKitTrainer(Trainer):
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, schedule.factor)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_learning_rate(self) -> float:
+        """The learning rate of the step just made, before the schedule moves on; the ledger gets that of every group."""
+        self._learning_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        return super()._get_learning_rate()
 
     # Samples and losses.
 

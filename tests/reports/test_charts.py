@@ -48,6 +48,8 @@ def test_a_wide_span_is_drawn_on_a_log_scale() -> None:
     wide = parse(charts.line_chart([Series("a", [(1, 100.0), (2, 1.0)])], key="x", title="t"))
     narrow = parse(charts.line_chart([Series("a", [(1, 10.0), (2, 1.0)])], key="x", title="t"))
     assert "log scale" in texts(wide) and "log scale" not in texts(narrow)
+    asked = parse(charts.line_chart([Series("a", [(1, 100.0), (2, 1.0)])], key="x", title="t", may_be_log=False))
+    assert "log scale" not in texts(asked)
 
 
 def test_thinning_keeps_ends_and_spikes() -> None:

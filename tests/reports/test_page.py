@@ -243,6 +243,18 @@ def test_odd_logs_are_counted_and_a_resumed_step_counts_once(chain: Chain, write
     assert training["name"] == "training" and training["points"][-1] == [100, 0.5] and len(training["points"]) == 60
 
 
+def test_the_learning_rate_of_every_training_is_drawn(chain: Chain, write: Callable[..., Written]) -> None:
+    steps = [(step, 1e-3 * (1 - step / 50)) for step in range(1, 50)]
+    log = "".join(json.dumps({"step": step, "loss": 2.0, "learning_rate": rate}) + "\n" for step, rate in steps)
+    chain.artefact("finetune", chain.model_files(log))
+    chain.evaluate()
+    written = write()
+    [rate] = written.json["curves"][0]["learning_rate"]
+    assert rate["name"] == "learning rate" and rate["points"] == [list(point) for point in steps]
+    assert "learning rate: 49 points, first 0.00098 at step 1, last" in written.html
+    assert "log scale" not in shown(written.html), "a schedule is seen by its shape"
+
+
 @pytest.mark.parametrize(
     "dropped", ["labels", "confusion", "baselines", "comparison", "dataset", "split", "seed", "interval", "task"]
 )

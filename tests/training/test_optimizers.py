@@ -204,6 +204,28 @@ def test_optimizers_of_transformers_serve_by_their_names(
     assert set(made.manifest.metrics["optimizer"]) == {f"{name} with weight decay", f"{name} without weight decay"}
 
 
+def test_the_rates_of_groups_that_differ_are_in_the_ledger(
+    run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = LLMKitTrainer.create_optimizer
+
+    def create_optimizer(trainer: LLMKitTrainer, model: Any = None) -> Any:
+        optimizer = create(trainer, model)
+        optimizer.param_groups[1]["lr"] = 2e-2
+        return optimizer
+
+    settings = {**tiny, "tokens": tokens.directory, "max_steps": 4, "lr_scheduler_type": "linear"}
+    same = run("pretrain", tmp_path / "same", **settings)
+    monkeypatch.setattr(LLMKitTrainer, "create_optimizer", create_optimizer)
+    made = run("pretrain", tmp_path / "m", **settings)
+    entries = [entry for entry in read_ledger(made.directory / "metrics.jsonl") if "loss" in entry]
+    for number, entry in enumerate(entries):
+        assert entry["learning_rate"] == pytest.approx(1e-2 * (4 - number) / 4)
+        assert entry["learning_rates"] == pytest.approx([entry["learning_rate"], 2 * entry["learning_rate"]])
+        assert entry["grad_norm"] > 0
+    assert not any("learning_rates" in entry for entry in read_ledger(same.directory / "metrics.jsonl"))
+
+
 def test_a_classifiers_head_is_no_hidden_matrix(classifier: Artefact) -> None:
     from transformers import AutoModelForSequenceClassification
 
