@@ -269,6 +269,8 @@ class TrainingConfig(StageConfig):
         if self.cpu_threads is not None and self.cpu_threads < 1:
             yield f"cpu_threads: is {self.cpu_threads}, must be at least 1"
         yield from schedules.problems(self)
+        if self.optim.endswith("_layerwise") or self.optim in ("lomo", "adalomo"):
+            yield f"optim: {self.optim} updates during the backward pass, where nothing can be clipped, skipped or scheduled"
         if self.learning_rate <= 0:
             yield f"learning_rate: is {self.learning_rate}, must be above 0"
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):

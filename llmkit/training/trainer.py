@@ -1,8 +1,9 @@
 """The engine: `transformers.Trainer`, subclassed once.
 
 What is ours: the data order (`order.py`), checkpoints that are complete or absent (`checkpoints.py`), a resume that costs the
-same at any step, an orderly stop (`stopping.py`), updates that are skipped where a gradient is no number (`instability.py`), a
-validation loss that weighs every token the same, and the metrics ledger (`ledger.py`).
+same at any step, an orderly stop (`stopping.py`), updates that are skipped where a gradient is no number (`instability.py`),
+schedules of the learning rate (`schedules.py`), Muon (`optimizers.py`), the z-loss (`z_loss.py`), a validation loss in which
+every token weighs the same, and the metrics ledger (`ledger.py`).
 """
 
 from __future__ import annotations
@@ -308,7 +309,10 @@ class LLMKitTrainer(Trainer):
             trained = self.model if model is None else model
             if self.args.optim == MUON:
                 self.optimizer = muon(trained, self.get_decay_parameter_names(trained), self.args)
-            self.optimizer = super().create_optimizer(model)
+            try:
+                self.optimizer = super().create_optimizer(model)
+            except (ImportError, ValueError) as failure:  # of a library that it needs
+                raise ConfigError([f"optim: transformers gives no {self.args.optim}: {failure}"]) from failure
             self.optimizer_shares = shares(trained, self.optimizer)
             self.workspace.say(
                 "; ".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -224,6 +225,22 @@ def test_the_rates_of_groups_that_differ_are_in_the_ledger(
         assert entry["learning_rates"] == pytest.approx([entry["learning_rate"], 2 * entry["learning_rate"]])
         assert entry["grad_norm"] > 0
     assert not any("learning_rates" in entry for entry in read_ledger(same.directory / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("optim", "said"),
+    [
+        ("galore_adamw_layerwise", "updates during the backward pass, where nothing can be clipped"),
+        pytest.param("adamw_bnb_8bit", "optim: transformers gives no .*bitsandbytes", marks=pytest.mark.skipif(
+            importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is here"
+        )),
+    ],
+)  # fmt: skip
+def test_an_optimizer_that_cannot_serve_is_refused(
+    run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path, optim: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run("pretrain", tmp_path / "m", tokens=tokens.directory, max_steps=1, optim=optim, **tiny)
 
 
 def test_a_classifiers_head_is_no_hidden_matrix(classifier: Artefact) -> None:
