@@ -516,11 +516,11 @@ def test_a_key_that_transformers_renamed_is_refused_with_its_new_name(tmp_path: 
 
 
 def test_further_training_arguments_are_taken_with_their_types(tmp_path: Path) -> None:
-    words = "--adam_epsilon 1e-7 --optim adafactor --dataloader_num_workers 2 --torch_compile --label_smoothing_factor .1"
+    words = "--adam_epsilon 1e-7 --optim_args eps=1 --dataloader_num_workers 2 --torch_compile --label_smoothing_factor .1"
     resolved = parse_arguments(PretrainConfig, words.split())
     assert resolved.config.training_arguments == {
         "adam_epsilon": 1e-7,
-        "optim": "adafactor",
+        "optim_args": "eps=1",
         "dataloader_num_workers": 2,
         "torch_compile": True,
         "label_smoothing_factor": 0.1,

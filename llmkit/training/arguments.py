@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from llmkit.config import FieldSpec, StageConfig, option
 from llmkit.errors import ConfigError
+from llmkit.training import schedules
 
 # What transformers 5 renamed or dropped from TrainingArguments and its relatives (MIGRATION_GUIDE_V5.md of transformers).
 RENAMED = {
@@ -142,6 +143,7 @@ class TrainingConfig(StageConfig):
     """Settings that pretraining and fine-tuning share; names are those of transformers."""
 
     renamed: ClassVar = {**RENAMED, **_OURS}
+    voids: ClassVar = {"lr_scheduler_type": ("decay_steps", "decay_type", "lr_scheduler_kwargs")}
     passed_on: ClassVar = "training_arguments"
 
     @classmethod
@@ -149,7 +151,7 @@ class TrainingConfig(StageConfig):
         return transformers_fields()
 
     learning_rate: float = option(3e-4)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
 
     num_train_epochs: float = option(1.0)
     """Passes over the training data; `max_steps` overrides it."""
@@ -170,14 +172,29 @@ class TrainingConfig(StageConfig):
     gradient_accumulation_steps: int = option(1, identity=False)
     """Batches that are summed before an optimizer step, where `global_batch_size` does not say it."""
 
-    lr_scheduler_type: str = option("cosine")
-    """Shape of the learning rate after warm-up, by transformers' name: cosine, linear, constant_with_warmup, ..."""
+    optim: str = option("adamw_torch_fused")
+    """Optimizer: muon (for hidden matrices, with AdamW for the rest), or any name that transformers has: adamw_torch_fused,
+    adafactor, adamw_bnb_8bit, ..."""
 
-    warmup_steps: float = option(0.05)
-    """Steps in which the learning rate rises from 0; a value below 1 is a share of all steps."""
+    lr_scheduler_type: str = option("cosine")
+    """The learning rate after warm-up: cosine or linear decay, constant, wsd (constant, then a decay at the end), or any other
+    name that transformers has."""
+
+    warmup_steps: float | str = option(0.05)
+    """Steps in which the learning rate rises to its peak; a value below 1 is a share of all steps, and `10M tokens` or
+    `0.5 epochs` are lengths as well."""
+
+    decay_steps: float | str | None = option(None)
+    """Steps of decay at the end of a wsd run, given like `warmup_steps`; None: a fifth of all."""
+
+    decay_type: Literal["linear", "sqrt", "cosine"] | None = option(None)
+    """Shape of that decay; None: sqrt, which is 1 - sqrt of the decay's share that has passed."""
+
+    min_lr_ratio: float = option(0.0)
+    """What linear, cosine and wsd decay to, as a share of the peak learning rate."""
 
     weight_decay: float = option(0.1)
-    """Decoupled weight decay of AdamW; biases and norms have none."""
+    """Decoupled weight decay, on matrices and embeddings; biases and norms have none."""
 
     adam_beta2: float = option(0.95)
     """Decay of AdamW's second moment; 0.95 is usual for language models (Brown et al. 2020, appendix B)."""
@@ -251,6 +268,9 @@ class TrainingConfig(StageConfig):
             yield "gradient_accumulation_steps: follows from global_batch_size; give one of the two"
         if self.cpu_threads is not None and self.cpu_threads < 1:
             yield f"cpu_threads: is {self.cpu_threads}, must be at least 1"
+        yield from schedules.problems(self)
+        if self.optim.endswith("_layerwise") or self.optim in ("lomo", "adalomo"):
+            yield f"optim: {self.optim} updates during the backward pass, where nothing can be clipped, skipped or scheduled"
         if self.learning_rate <= 0:
             yield f"learning_rate: is {self.learning_rate}, must be above 0"
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):

@@ -82,7 +82,7 @@ class FinetuneConfig(TrainingConfig):
 
     # Fine-tuning takes small steps, and few of them: the defaults of Devlin et al. 2019 (appendix A.3).
     learning_rate: float = option(5e-5)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
 
     num_train_epochs: float = option(3.0)
     """Passes over the training examples; `max_steps` overrides it."""
@@ -94,13 +94,15 @@ class FinetuneConfig(TrainingConfig):
     """Examples that one process evaluates at once."""
 
     lr_scheduler_type: str = option("linear")
-    """Shape of the learning rate after warm-up, by transformers' name."""
+    """The learning rate after warm-up: linear or cosine decay, constant, wsd (constant, then a decay at the end), or any other
+    name that transformers has."""
 
-    warmup_steps: float = option(0.1)
-    """Steps in which the learning rate rises from 0; a value below 1 is a share of all steps."""
+    warmup_steps: float | str = option(0.1)
+    """Steps in which the learning rate rises to its peak; a value below 1 is a share of all steps, and `0.5 epochs` a length
+    as well."""
 
     weight_decay: float = option(0.01)
-    """Decoupled weight decay of AdamW; biases and norms have none."""
+    """Decoupled weight decay, on matrices and embeddings; biases and norms have none."""
 
     adam_beta2: float = option(0.999)
     """Decay of AdamW's second moment."""
@@ -108,6 +110,9 @@ class FinetuneConfig(TrainingConfig):
     def problems(self) -> Iterable[str]:
         yield from super().problems()
         yield from source_problems(self, "train_file")
+        for name in ("warmup_steps", "decay_steps"):
+            if "tokens" in str(getattr(self, name)):
+                yield f"{name}: examples are learned here, and not tokens; give steps, a share of them, or epochs"
         if self.validation_file and not self.train_file:
             yield "validation_file: goes with train_file"
         if not 0 < self.validation_fraction < 1:

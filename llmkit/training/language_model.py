@@ -20,6 +20,8 @@ from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
 from llmkit.training.order import OrderedSamples
+from llmkit.training.pretrain import tokens_of
+from llmkit.training.schedules import RunLength, schedule_of
 from llmkit.training.text_samples import TextSamples, samples_section
 from llmkit.training.throughput import flops_per_token, matrix_parameters
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
@@ -61,7 +63,9 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         save_steps=config.save_steps,
     )
     per_step = samples_per_step(arguments)
-    if config.max_steps < 0:
+    if config.max_tokens is not None:
+        arguments.max_steps = math.ceil(tokens_of(config.max_tokens) / (per_step * train_set.stride))
+    elif config.max_steps < 0:
         arguments.max_steps = math.ceil(config.num_train_epochs * len(train_set) / per_step)
     if validation_set:
         validation_set.fill_up_to_multiple(arguments.eval_batch_size * arguments.world_size)
@@ -84,6 +88,8 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         permanent_steps=config.save_permanent_steps,
         write_card=partial(_write_checkpoint_card, model.config.model_type),
         max_skipped_steps=config.max_skipped_steps,
+        schedule=lambda steps: schedule_of(config, RunLength(steps, len(train_set) / per_step, per_step * train_set.stride)),
+        z_loss=config.z_loss,
         items_per_sample=train_set.stride,
         items="tokens",
         flops_per_item=flops_per_token(matrix_parameters(model), model.config, config.block_size),
@@ -108,7 +114,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         f"{config.block_size} tokens, {per_step:,} a step"
     )
     trainer.run(config.resume)
-    metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts}
+    metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts, "optimizer": trainer.optimizer_shares}
     learned = metrics["steps"] * metrics["samples_per_step"] * train_set.stride
     metrics["tokens_learned"] = learned
     metrics["data_chain"] = trainer.data_chain

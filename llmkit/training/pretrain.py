@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmkit.config import FieldSpec, option
 from llmkit.training.arguments import TrainingConfig
+from llmkit.training.schedules import parse_length
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
@@ -36,7 +37,13 @@ class PretrainConfig(TrainingConfig):
         "evaluation_strategy": _ONE_ORDER["eval_strategy"],
         "group_by_length": _ONE_ORDER["train_sampling_strategy"],
     }
-    voids: ClassVar = {"model_type": ("config_overrides",), "model_name_or_path": ("model_type", "config_overrides")}
+    voids: ClassVar = {
+        **TrainingConfig.voids,
+        "model_type": ("config_overrides",),
+        "model_name_or_path": ("model_type", "config_overrides"),
+        "max_steps": ("max_tokens",),
+        "max_tokens": ("max_steps",),
+    }
 
     @classmethod
     def further_settings(cls) -> dict[str, FieldSpec]:
@@ -78,8 +85,14 @@ class PretrainConfig(TrainingConfig):
     block_size: int = option(512)
     """Length of a training sample in tokens."""
 
+    max_tokens: int | str | None = option(None)
+    """Length of the run in tokens that are learned, such as 2e9 or 2B, rounded up to whole steps; in place of `max_steps`."""
+
     attn_implementation: str | None = option(None)
     """Attention kernel: sdpa, eager, flash_attention_2, ... None: the best that transformers finds."""
+
+    z_loss: float = option(0.0)
+    """Weight of the mean of log(Z)^2 in the training loss (Chowdhery et al. 2022 take 1e-4); it keeps logits from drifting."""
 
     eval_steps: int = option(200, identity=False)
     """Steps between two evaluations on the validation data; the end is always evaluated."""
@@ -103,6 +116,15 @@ class PretrainConfig(TrainingConfig):
                 yield f"{name}: is {getattr(self, name)}, must be at least 1"
         if self.block_size < 2:
             yield f"block_size: is {self.block_size}, must be at least 2: a token is predicted from the one before it"
+        if self.z_loss < 0:
+            yield f"z_loss: is {self.z_loss}, must not be below 0"
+        if self.z_loss and self.training_arguments.get("use_liger_kernel"):
+            yield "z_loss: is computed from the logits, which use_liger_kernel never has in one piece; give one of the two"
+        if self.max_tokens is not None:
+            if self.max_steps > 0:
+                yield "max_tokens: max_steps also says how long the run is; give one of the two"
+            if tokens_of(self.max_tokens) < 1:
+                yield f"max_tokens: {self.max_tokens!r} is no number of tokens; write 2e9 or 2B"
         if self.save_permanent_steps is not None and (
             self.save_permanent_steps < 1 or self.save_permanent_steps % self.save_steps
         ):
@@ -113,6 +135,15 @@ class PretrainConfig(TrainingConfig):
         given = [name for name in ("model_type", "config_overrides") if getattr(self, name)]
         if self.model_name_or_path and given:
             yield f"model_name_or_path: a model is given, and {', '.join(given)} for a new one; give one of the two"
+
+
+def tokens_of(number: int | str) -> float:
+    """A number of tokens as `max_tokens` gives it: 2000000000 or 2B; 0 where it is none."""
+    try:
+        count, unit = parse_length(number)
+    except ValueError:
+        return 0
+    return count if unit in ("steps", "tokens") else 0
 
 
 def pretrain(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:

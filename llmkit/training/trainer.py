@@ -1,8 +1,9 @@
 """The engine: `transformers.Trainer`, subclassed once.
 
 What is ours: the data order (`order.py`), checkpoints that are complete or absent (`checkpoints.py`), a resume that costs the
-same at any step, an orderly stop (`stopping.py`), updates that are skipped where a gradient is no number (`instability.py`), a
-validation loss that weighs every token the same, and the metrics ledger (`ledger.py`).
+same at any step, an orderly stop (`stopping.py`), updates that are skipped where a gradient is no number (`instability.py`),
+schedules of the learning rate (`schedules.py`), Muon (`optimizers.py`), the z-loss (`z_loss.py`), a validation loss in which
+every token weighs the same, and the metrics ledger (`ledger.py`).
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from llmkit.training import checkpoints
 from llmkit.training.hardware import on_cpu, precision, use_cpu_well
 from llmkit.training.instability import UpdateGuard
 from llmkit.training.ledger import Ledger
+from llmkit.training.optimizers import MUON, muon, shares, undecayed_names
 from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
 from llmkit.training.progress import TIMES, Progress
+from llmkit.training.schedules import OURS, Schedule
 from llmkit.training.stopping import GracefulStop
 from llmkit.training.throughput import Throughput, measured_peak, peak_memory
+from llmkit.training.z_loss import ZLoss
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
@@ -51,8 +55,6 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         "num_train_epochs",
         "max_steps",
         "per_device_eval_batch_size",
-        "lr_scheduler_type",
-        "warmup_steps",
         "weight_decay",
         "adam_beta2",
         "max_grad_norm",
@@ -61,6 +63,8 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
     )
     at_once, accumulated = config.batch_layout(int(os.environ.get("WORLD_SIZE", "1")))
     values: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    if config.lr_scheduler_type not in OURS:  # those are not transformers' to compute
+        values.update(lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps)
     values.update(
         output_dir=str(directory),
         per_device_train_batch_size=at_once,
@@ -74,14 +78,19 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         remove_unused_columns=False,
         **precision(config, os.environ.get("ACCELERATE_MIXED_PRECISION")),
     )
+    if config.optim != MUON:
+        values["optim"] = config.optim
     values.update({key: value for key, value in config.training_arguments.items() if value is not None})
     values.update(ours)
     if on_cpu(config):
         use_cpu_well(config.cpu_threads)
     try:
-        return TrainingArguments(**values)
+        arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as failure:
         raise ConfigError([f"transformers refuses the training settings: {failure}"]) from failure
+    if config.optim == MUON:
+        arguments.optim = MUON
+    return arguments
 
 
 def samples_per_step(arguments: TrainingArguments) -> int:
@@ -105,6 +114,8 @@ class LLMKitTrainer(Trainer):
         flops_per_item: float | None = None,
         targets_per_sample: float | None = None,
         max_skipped_steps: int = 10,
+        schedule: Callable[[int], Schedule | None] = lambda steps: None,
+        z_loss: float = 0.0,
         **arguments: Any,
     ):
         """As `Trainer`.
@@ -120,16 +131,31 @@ class LLMKitTrainer(Trainer):
             targets_per_sample: mean number of learned tokens in a validation sample; gives a validation loss in which each
                 token weighs the same, where samples are filled up differently.
             max_skipped_steps: updates in a row that may be skipped before the run ends.
+            schedule: gives the learning rate's schedule for a number of steps; None where transformers computes it.
+            z_loss: weight of the z-loss that is added to the training loss of a language model.
         """
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         super().__init__(**arguments)
+        if self.args.optim == MUON and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ConfigError(
+                [
+                    "optim: muon needs whole matrices on every process, and DeepSpeed and FSDP partition them; "
+                    "take another layout, such as ddp, or another optimizer"
+                ]
+            )
+        self._undecayed = undecayed_names(self.model)
+        self.optimizer_shares: dict[str, dict[str, int]] = {}
+        """What each optimizer owns; see `optimizers.shares`."""
         self.data_fingerprint, self.keep, self.permanent_steps, self.write_card = data, keep, permanent_steps, write_card
         self.targets_per_sample = targets_per_sample
+        self.schedule = schedule
+        self.z_loss = ZLoss(z_loss, self.args.gradient_accumulation_steps, self.args.world_size) if z_loss else None
         self.workspace = workspace
         self.data_chain = ""
         """Digest of all the data learned so far, in its order; see `order.Digesting`."""
         self._digests: list[torch.Tensor] = []
         self._rates: dict[str, float] = {}
+        self._learning_rates: list[float] = []
         self._resumed_from: str | None = None
         self._random_state_in: str | None = None
         self._is_writing = False
@@ -255,6 +281,9 @@ class LLMKitTrainer(Trainer):
         self._count_epochs()
         if "loss" in logs:
             self._rates = self.throughput.measure(self.state.global_step)
+            if self.z_loss is not None:
+                logs["z_loss"] = self.z_loss.since_last(self.accelerator)
+                logs["loss"] -= logs["z_loss"]  # the cross-entropy, as validation has it
         super().log(logs, start_time)
 
     def _count_epochs(self) -> None:
@@ -269,7 +298,46 @@ class LLMKitTrainer(Trainer):
             "peak_memory_bytes": peak_memory(self.args.device),
             **self.guard.facts(),
         }
+        if len(set(self._learning_rates)) > 1:
+            facts["learning_rates"] = self._learning_rates
         return {**facts, "data_chain": self.data_chain} if self.data_chain else facts
+
+    # The optimizer and its learning rate.
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer, by `optimizers.py` or by transformers; what owns which parameters is said."""
+        if self.optimizer is None:  # type: ignore[has-type]
+            trained = self.model if model is None else model
+            if self.args.optim == MUON:
+                self.optimizer = muon(trained, self.get_decay_parameter_names(trained), self.args)
+            try:
+                self.optimizer = super().create_optimizer(model)
+            except (ImportError, ValueError) as failure:  # of a library that it needs
+                raise ConfigError([f"optim: transformers gives no {self.args.optim}: {failure}"]) from failure
+            self.optimizer_shares = shares(trained, self.optimizer)
+            self.workspace.say(
+                "; ".join(
+                    f"{name}: {count['tensors']:,} tensors, {count['parameters']:,} parameters"
+                    for name, count in self.optimizer_shares.items()
+                )
+            )
+        return self.optimizer
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """The parameters with weight decay: matrices and embeddings, and no vector of any name."""
+        return [name for name in super().get_decay_parameter_names(model) if name not in self._undecayed]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The learning rate over the run, by `schedules.py` or by transformers."""
+        if self.lr_scheduler is None and (schedule := self.schedule(num_training_steps)) is not None:  # type: ignore[has-type]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, schedule.factor)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_learning_rate(self) -> float:
+        """The learning rate of the step just made, before the schedule moves on; the ledger gets that of every group."""
+        self._learning_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        return super()._get_learning_rate()
 
     # Samples and losses.
 
@@ -294,7 +362,12 @@ class LLMKitTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The loss; in evaluation of a language model scaled so that the mean over samples is the mean over tokens."""
         if model.training:
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+            if self.z_loss is None:
+                return super().compute_loss(model, inputs, return_outputs, **kwargs)
+            labels = inputs["labels"]
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            loss = self.z_loss.added_to(loss, outputs.logits, labels, kwargs.get("num_items_in_batch"))
+            return (loss, outputs) if return_outputs else loss
         smoother, self.label_smoother = self.label_smoother, None  # type: ignore[has-type]
         # smoothing is for learning; it would hide what was learned
         try:

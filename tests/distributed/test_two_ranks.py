@@ -115,6 +115,40 @@ def test_zero_layouts_compute_what_one_process_computes(
 
 
 @pytest.mark.slow
+def test_muon_is_refused_where_matrices_are_partitioned(settings: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    words = command(tmp_path / "m", "pretrain", {**settings, "optim": "muon"}, "zero2")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "optim: muon needs whole matrices on every process" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_muon_on_two_ranks_computes_what_it_does_on_one(settings: dict[str, Any], run: Any, tmp_path: Path) -> None:
+    settings = {**settings, "optim": "muon"}
+    one = run("pretrain", tmp_path / "one", **{**settings, "per_device_train_batch_size": 32})
+    done = subprocess.run(
+        command(tmp_path / "two", "pretrain", settings), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(Artefact.open(tmp_path / "two", "pretrain")) == pytest.approx(losses(one), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_z_loss_of_one(settings: dict[str, Any], run: Any, tmp_path: Path) -> None:
+    settings = {**settings, "z_loss": 0.1}
+    one = run("pretrain", tmp_path / "one", **{**settings, "per_device_train_batch_size": 32})
+    done = subprocess.run(
+        command(tmp_path / "two", "pretrain", settings), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = Artefact.open(tmp_path / "two", "pretrain")
+    for key in ("loss", "z_loss"):
+        assert losses(two, key) == pytest.approx(losses(one, key), abs=TOLERANCE)
+
+
+@pytest.mark.slow
 def test_two_ranks_have_the_validation_loss_of_one(two_ranks: tuple[Artefact, str], one_rank: Artefact) -> None:
     assert losses(two_ranks[0], "eval_loss") == pytest.approx(losses(one_rank, "eval_loss"), abs=TOLERANCE)
     loss = two_ranks[0].manifest.metrics["validation"]["loss"]
