@@ -15,6 +15,7 @@ from llmkit.pipeline.artefact import enclosing
 from llmkit.tasks import text_classification as task
 from llmkit.tasks.tables import REVIEWS, read_dataset, read_table, source_name, validation_split
 from llmkit.training.card import settings_table, write_card
+from llmkit.training.instability import UpdateGuard
 from llmkit.training.trainer import LLMKitTrainer, describe_run, training_arguments
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
         workspace=workspace,
         data=train_set.fingerprint(),
         keep=config.save_total_limit,
-        max_skipped_steps=config.max_skipped_steps,
+        guard=UpdateGuard.of(config),
         items="examples",
         model=model,
         args=arguments,

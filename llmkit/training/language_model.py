@@ -19,6 +19,7 @@ from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
+from llmkit.training.instability import UpdateGuard
 from llmkit.training.order import OrderedSamples
 from llmkit.training.throughput import flops_per_token, matrix_parameters
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
@@ -82,7 +83,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         keep=config.save_total_limit,
         permanent_steps=config.save_permanent_steps,
         write_card=partial(_write_checkpoint_card, model.config.model_type),
-        max_skipped_steps=config.max_skipped_steps,
+        guard=UpdateGuard.of(config),
         items_per_sample=train_set.stride,
         items="tokens",
         flops_per_item=flops_per_token(matrix_parameters(model), model.config, config.block_size),
