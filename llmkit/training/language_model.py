@@ -43,8 +43,12 @@ print(generate("Return the", max_new_tokens=40)[0]["generated_text"])
 ```"""
 
 
-def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:
-    """Train on token shards; see `pretrain.pretrain`."""
+def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTrainer, Artefact, dict[str, int]]:
+    """All that a run needs, before its first step.
+
+    Returns:
+        The trainer, the token shards, and the number of parameters by part.
+    """
     assert config.tokens is not None, "the stage's `prepare` makes missing token shards"
     disable_progress_bar()  # of loading and writing weights: they take no time, and a log file fills up with them
     directory = workspace.directory
@@ -98,6 +102,14 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         f"{model.config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of "
         f"{config.block_size} tokens, {per_step:,} a step"
     )
+    return trainer, tokens, counts
+
+
+def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:
+    """Train on token shards; see `pretrain.pretrain`."""
+    trainer, tokens, counts = new_trainer(config, workspace)
+    train_set, validation_set = trainer.train_dataset.samples, trainer.eval_dataset
+    targets = _target_count(validation_set)
     trainer.run(config.resume)
     metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts}
     learned = metrics["steps"] * metrics["samples_per_step"] * train_set.stride
@@ -114,9 +126,9 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
             "tokens": targets,
         }
         workspace.say(f"validation loss {loss:.4f}, {metrics['validation']['bits_per_byte']:.4f} bits per byte")
-    trainer.save_model(str(directory))
+    trainer.save_model(str(workspace.directory))
     if workspace.is_main:
-        _describe(model.config.model_type, directory, tokens, metrics)
+        _describe(trainer.model.config.model_type, workspace.directory, tokens, metrics)
     return metrics
 
 

@@ -1,10 +1,11 @@
-"""A loss that is no number on one of two ranks: both skip the update, and the dump tells on which rank it arose."""
+"""Two ranks whose loss is no number on one of them skip the update together; and a step of two ranks is made again by two."""
 
 from __future__ import annotations
 
 import json
 import math
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,43 @@ def test_no_number_on_one_rank_skips_the_update_on_both(
             for rank in (0, 1):
                 told = [sample["text"] for sample in dump["samples"] if sample["rank"] == rank]
                 assert told == [tokenizer.decode(ids) for ids in notes[rank]["samples"]]
+
+
+@pytest.mark.slow
+def test_a_step_of_two_ranks_is_replayed_by_two_ranks_to_the_bit(
+    tokens: Artefact, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {
+        **tiny,
+        "tokens": str(tokens.directory),
+        "model_type": "gpt2",  # it has dropout, which every rank draws for itself
+        "config_overrides": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+        "max_steps": 6,
+        "save_steps": 3,
+        "save_permanent_steps": 3,
+    }
+    (tmp_path / "asked.yaml").write_text(yaml.safe_dump(settings))
+    layout = ["--accelerate_config", "ddp"]
+    run(["pretrain", "--config", str(tmp_path / "asked.yaml"), "--output_dir", str(tmp_path / "m"), *layout])
+    checkpoint = str(tmp_path / "m" / "checkpoints" / "checkpoint-3")
+    asked = ["replay", "--checkpoint", checkpoint, "--step", "5", "--output", str(tmp_path / "step.json")]
+    entry = next(entry for entry in read_ledger(tmp_path / "m" / "metrics.jsonl") if entry["step"] == 5)
+
+    said = run([*asked, *layout])
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert [found[name] for name in ("loss", "grad_norm")] == [entry[name] for name in ("loss", "grad_norm")]
+    assert found["data_chain"] == entry["data_chain"]
+    assert len(found["loss_of_ranks"]) == 2
+    assert said.count("the same gradient norm, to the bit") == 1
+
+    said = run(asked)
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert found["data_chain"] == entry["data_chain"], "one process learns the same samples"
+    assert found["loss"] != entry["loss"]
+    assert "the run had 2 processes, this replay 1: dropout draws other numbers" in said
+
+
+def run(words: list[str]) -> str:
+    done = subprocess.run([sys.executable, "-m", "llmkit", *words], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
