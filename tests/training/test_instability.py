@@ -142,6 +142,29 @@ def test_a_dump_names_the_documents_and_texts_of_its_step_and_the_layer_that_wen
         assert len(read) == tiny["block_size"] or max(expected) == len(blocks) - 1
 
 
+def test_where_nobody_waits_for_the_verdict_the_dump_comes_with_the_next_log_or_checkpoint(
+    run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: what was kept from the step is the same, and the dump says that the weights are later ones."""
+
+    def spoil(step: int, model: Any) -> None:
+        if step in (3, 6, 8):
+            model.model.layers[1].mlp.up_proj.weight.grad[0, 0] = float("nan")
+
+    poison_with(monkeypatch, spoil)
+    settings = {**tiny, "tokens": tokens.directory, "max_steps": 9, "logging_steps": 5, "save_steps": 7}
+    at_once = run("pretrain", tmp_path / "at_once", **settings)
+    monkeypatch.setattr(UpdateGuard, "looks_now", lambda *_: False)
+    later = run("pretrain", tmp_path / "later", **settings)
+    assert later.manifest.digest == at_once.manifest.digest
+    for step, written in ((3, 5), (6, 7), (8, 9)):  # at a log, at a checkpoint, and at the end
+        one, other = dump_of(at_once.directory, step), dump_of(later.directory, step)
+        assert (one.pop("weights_after_step"), other.pop("weights_after_step")) == (step - 1, written)
+        assert one.pop("weight_norm_of_layers") != other.pop("weight_norm_of_layers")
+        assert repr(one) == repr(other)  # NaN is not equal to itself
+    assert ledger(later)[0]["skipped_at"] == ledger(at_once)[0]["skipped_at"] == [3]
+
+
 def test_norms_of_layers_are_those_of_all_their_parameters() -> None:
     names = {"model.embed.weight": 1.0, "model.layers.0.a.weight": 3.0, "model.layers.0.b.bias": 4.0, "head": 2.0}
     assert by_layer(names) == {"model.embed": 1.0, "model.layers.0": 5.0, "head": 2.0}
