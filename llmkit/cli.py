@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -86,6 +87,7 @@ def _help() -> str:
         "  run         run a pipeline, only what is not fresh",
         "  status      what is fresh, stale, missing or running",
         "  trace       walk a file or a number back to the raw bytes",
+        "  replay      make one step of a pretraining run again, and show what it was made of",
         "",
         "stages, in the order data flows through them:",
     ]
@@ -171,7 +173,35 @@ def _trace(words: list[str]) -> int:
     return 0 if trace(given.target, given.number) else 1
 
 
-_COMMANDS = {"run": _run, "status": _status, "trace": _trace}
+def _replay(words: list[str]) -> int:
+    from llmkit.parallel.launch import launch_command
+    from llmkit.pipeline.stage import rank
+
+    parser = argparse.ArgumentParser(prog="llmkit replay", description="Make one step of a pretraining run again.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint of the run, from before the step")
+    parser.add_argument("--step", type=int, required=True, help="the step, as metrics.jsonl counts: the first is 1")
+    parser.add_argument("--output", type=Path, help="a JSON file for all that is found")
+    parser.add_argument("--accelerate_config", metavar="NAME", help="launch layout of the run (default: one process)")
+    given = parser.parse_args(words)
+    if given.accelerate_config and rank()[1] == 1:
+        kept = ["--checkpoint", str(given.checkpoint), "--step", str(given.step)]
+        kept += ["--output", str(given.output)] if given.output else []
+        return launch_command(given.accelerate_config, ["replay", *kept])
+    from llmkit.training.replay import describe, replay
+
+    found = replay(given.checkpoint, given.step)
+    if found is not None:
+        print(describe(found))
+        if given.output:
+            given.output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if rank()[1] > 1:
+        from llmkit.stages import leave
+
+        leave(0)
+    return 0
+
+
+_COMMANDS = {"run": _run, "status": _status, "trace": _trace, "replay": _replay}
 
 
 if __name__ == "__main__":

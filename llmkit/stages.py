@@ -266,11 +266,11 @@ def main(name: str) -> int:
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != recipes]
     code = guarded(lambda: run_from_command_line(name, sys.argv[1:]), launched="--layout" in sys.argv)
     if rank()[1] > 1:
-        _leave(code)
+        leave(code)
     return code
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
     """End this rank without taking Python apart.
 
     A thread of a process group that still holds a tensor then aborts the process (pytorch/pytorch#179291), and a launch that

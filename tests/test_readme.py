@@ -19,6 +19,7 @@ from llmkit.parallel import launch
 from llmkit.pipeline import trace
 from llmkit.stages import STAGES
 from llmkit.tasks import generate
+from llmkit.training import replay
 
 if TYPE_CHECKING:
     from llmkit.pipeline.artefact import Artefact
@@ -110,6 +111,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         resources.find("accelerate_configs", layout)
         names.append(stage.name)
 
+    def replay_it(checkpoint: Path, step: int) -> None:
+        names.append("replay")
+
+    def launch_command(layout: str, words: list[str]) -> int:
+        resources.find("accelerate_configs", layout)
+        names.append(words[0])
+        return 0
+
     def trace_it(target: Path, number: str | None = None) -> bool:
         names.append("trace")
         return True
@@ -120,6 +129,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(stages, "finished_line", lambda stage, artefact: "")
     monkeypatch.setattr(trace, "trace", trace_it)
     monkeypatch.setattr(generate, "show", lambda config: names.append("generate") or 0)
+    monkeypatch.setattr(replay, "replay", replay_it)
+    monkeypatch.setattr(launch, "launch_command", launch_command)
     return names
 
 
@@ -146,7 +157,7 @@ def check_llmkit(words: list[str], started: list[str], capsys: pytest.CaptureFix
     status = cli.main([*words, "--dry_run"] if words[0] == "run" else words)
     assert status == 0, capsys.readouterr().err
     if "--help" not in words:
-        assert started == ([words[0]] if words[0] in STAGES or words[0] == "trace" else [])
+        assert started == ([words[0]] if words[0] in (*STAGES, "trace", "replay") else [])
 
 
 def check_launch(words: list[str], started: list[str], capsys: pytest.CaptureFixture[str]) -> None:

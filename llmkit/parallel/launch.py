@@ -106,6 +106,15 @@ def launch_stage(stage: Stage, resolved: Resolved[Any], output: Path, layout: st
     raise _failure(stage, status, failure_message(output), force)
 
 
+def launch_command(layout: str, words: list[str]) -> int:
+    """Run a command of llmkit that is no stage in the processes of a layout; its exit code.
+
+    Raises:
+        ConfigError: as `launch_words`.
+    """
+    return _run_forwarding_signals([*launch_words(layout), "--module", "llmkit", *words], _environment(layout))
+
+
 def _failure(stage: Stage, status: int, message: str | None, force: bool) -> LLMKitError:
     """The error for an exit code, with the stage's own words where it has left some."""
     error: LLMKitError

@@ -29,11 +29,13 @@ MANIFEST = "manifest.json"
 SETTINGS = "llmkit.yaml"
 LEDGER = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+DUMPS = "dumps"
 
 _JUST_NOW = 2_000_000_000  # nanoseconds; the coarsest clock of a common file system has steps of 2 s
 
-# Files that tell how a result came about. They hold times and origins, so two identical results differ in them.
-_RECORDS = {SETTINGS, LEDGER, SAMPLES}
+# Files, and a directory, that tell how a result came about. They hold times and origins, so two identical results differ in
+# them.
+_RECORDS = {SETTINGS, LEDGER, SAMPLES, DUMPS}
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "deepspeed", "numpy", "pyarrow", "scikit-learn")
 
@@ -82,7 +84,8 @@ class Manifest:
     @property
     def digest(self) -> str:
         """One hash of all content: equal digests mean equal bytes (records of how it was made left out)."""
-        parts = sorted(f"{record.path}\0{record.sha256}" for record in self.files if record.path not in _RECORDS)
+        content = (record for record in self.files if record.path.partition("/")[0] not in _RECORDS)
+        parts = sorted(f"{record.path}\0{record.sha256}" for record in content)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def to_json(self) -> str:

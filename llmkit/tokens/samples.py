@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Dataset
 
-from llmkit.tokens.shards import TokenStream
+from llmkit.tokens.shards import Passage, TokenStream
 
 IGNORED = -100
 """Label of a position that takes no part in the loss (torch.nn.CrossEntropyLoss, `ignore_index`)."""
@@ -29,6 +29,10 @@ class TokenBlocks(Dataset):
 
     def __len__(self) -> int:
         return self._blocks
+
+    def passages(self, index: int) -> list[Passage]:
+        """The documents of one sample, in order."""
+        return self.stream.passages(index * self.stride, index * self.stride + self.block_size)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """One sample: `input_ids` and `labels`, each int64 of shape [block_size]; the model shifts the labels."""

@@ -134,6 +134,19 @@ class ShardWriter:
             self._file.close()
 
 
+@dataclass
+class Passage:
+    """Tokens of one document."""
+
+    shard: str
+    document: int
+    """Its number in the shard, from 0."""
+    start: int
+    """Its first token here, counted in the document."""
+    stop: int
+    """The token after its last one here; the EOS counts."""
+
+
 class TokenStream:
     """All tokens of a split as one long array, memory-mapped over its shards."""
 
@@ -159,6 +172,7 @@ class TokenStream:
         shards = self.index.splits.get(split, [])
         if not shards:
             raise DataError(f"{directory} has no tokens in its {split!r} split")
+        self.directory, self.shards = directory, shards
         self.arrays = [self._map(directory, shard) for shard in shards]
         self.starts = np.concatenate([[0], np.cumsum([shard.tokens for shard in shards])])
         self.text_bytes = sum(shard.bytes for shard in shards)
@@ -184,3 +198,20 @@ class TokenStream:
             pieces.append(self.arrays[shard][start - offset : end - offset])
             start, shard = end, shard + 1
         return np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, dtype=np.int64)
+
+    def passages(self, start: int, stop: int) -> list[Passage]:
+        """The documents that tokens `start` to `stop` (cut at the end of the stream) belong to, in order.
+
+        The offsets are memory-mapped and searched by halving, so that it takes the same time in a stream of any length.
+        """
+        stop = min(stop, len(self))
+        found = []
+        while start < stop:
+            shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+            first = int(self.starts[shard])
+            offsets = np.load(self.directory / f"{self.shards[shard].name}.offsets.npy", mmap_mode="r")
+            document = int(np.searchsorted(offsets, np.int64(start - first), side="right")) - 1
+            begin, end = first + int(offsets[document]), first + int(offsets[document + 1])
+            found.append(Passage(self.shards[shard].name, document, start - begin, min(stop, end) - begin))
+            start = end
+        return found

@@ -218,7 +218,17 @@ class TrainingConfig(StageConfig):
     """Checkpoints kept while training goes on."""
 
     max_skipped_steps: int = option(10, identity=False)
-    """Updates in a row that may be skipped, because a gradient is no number, before the run ends."""
+    """Updates in a row that may be skipped, because a loss or a gradient is no number, before the run ends."""
+
+    spike_sigma: float | None = option(6.0, identity=False)
+    """A loss or gradient norm so many standard deviations above the mean of the last steps is a spike: it is recorded, with a
+    dump of its samples. None: spikes are not looked for."""
+
+    spike_window: int = option(128, identity=False)
+    """Steps over which that mean and deviation are taken."""
+
+    skip_spikes: bool = option(False)
+    """Skip the update of a spike, as one whose gradient is no number (Team OLMo 2024)."""
 
     cpu_threads: int | None = option(None, identity=False)
     """Threads of a process that trains on the CPU. None: the cores, shared among the processes on this machine."""
@@ -249,7 +259,10 @@ class TrainingConfig(StageConfig):
     def result_settings(self, processes: int) -> dict[str, Any]:
         """The samples of a step decide the result; how they are shared out does not."""
         at_once, accumulated = self.batch_layout(processes)
-        return {"global_batch_size": at_once * accumulated * processes}
+        settings: dict[str, Any] = {"global_batch_size": at_once * accumulated * processes}
+        if self.skip_spikes:
+            settings |= {"spike_sigma": self.spike_sigma, "spike_window": self.spike_window}
+        return settings
 
     def problems(self) -> Iterable[str]:
         for name in (
@@ -268,6 +281,14 @@ class TrainingConfig(StageConfig):
             yield "gradient_accumulation_steps: follows from global_batch_size; give one of the two"
         if self.cpu_threads is not None and self.cpu_threads < 1:
             yield f"cpu_threads: is {self.cpu_threads}, must be at least 1"
+        if self.spike_sigma is not None and self.spike_sigma <= 0:
+            yield f"spike_sigma: is {self.spike_sigma}, must be above 0"
+        if self.spike_window < 4:
+            yield f"spike_window: is {self.spike_window}, must be at least 4: fewer steps have no deviation"
+        if self.skip_spikes and self.spike_sigma is None:
+            yield "skip_spikes: spikes are not looked for; set spike_sigma"
+        if self.skip_spikes and self.fp16:
+            yield "skip_spikes: float16 decides by its loss scale which updates are made; use bf16"
         yield from schedules.problems(self)
         if self.optim.endswith("_layerwise") or self.optim in ("lomo", "adalomo"):
             yield f"optim: {self.optim} updates during the backward pass, where nothing can be clipped, skipped or scheduled"

@@ -16,6 +16,7 @@ from llmkit.pipeline.artefact import enclosing
 from llmkit.tasks import text_classification as task
 from llmkit.tasks.tables import REVIEWS, read_dataset, read_table, source_name, validation_split
 from llmkit.training.card import settings_table, write_card
+from llmkit.training.instability import UpdateGuard
 from llmkit.training.schedules import RunLength, schedule_of
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
 
@@ -113,7 +114,7 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
         workspace=workspace,
         data=train_set.fingerprint(),
         keep=config.save_total_limit,
-        max_skipped_steps=config.max_skipped_steps,
+        guard=UpdateGuard.of(config),
         schedule=lambda steps: schedule_of(config, RunLength(steps, math.ceil(len(train) / samples_per_step(arguments)))),
         items="examples",
         model=model,

@@ -19,6 +19,7 @@ from llmkit.pipeline.artefact import SAMPLES, Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
+from llmkit.training.instability import UpdateGuard
 from llmkit.training.order import OrderedSamples
 from llmkit.training.pretrain import tokens_of
 from llmkit.training.schedules import RunLength, schedule_of
@@ -45,8 +46,12 @@ print(generate("Return the", max_new_tokens=40)[0]["generated_text"])
 ```"""
 
 
-def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:
-    """Train on token shards; see `pretrain.pretrain`."""
+def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTrainer, Artefact, dict[str, int]]:
+    """All that a run needs, before its first step.
+
+    Returns:
+        The trainer, the token shards, and the number of parameters by part.
+    """
     assert config.tokens is not None, "the stage's `prepare` makes missing token shards"
     disable_progress_bar()  # of loading and writing weights: they take no time, and a log file fills up with them
     directory = workspace.directory
@@ -87,7 +92,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         keep=config.save_total_limit,
         permanent_steps=config.save_permanent_steps,
         write_card=partial(_write_checkpoint_card, model.config.model_type),
-        max_skipped_steps=config.max_skipped_steps,
+        guard=UpdateGuard.of(config),
         schedule=lambda steps: schedule_of(config, RunLength(steps, len(train_set) / per_step, per_step * train_set.stride)),
         z_loss=config.z_loss,
         items_per_sample=train_set.stride,
@@ -100,19 +105,27 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         eval_dataset=validation_set,
         processing_class=tokenizer,
     )
+    workspace.say(
+        f"{model.config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of "
+        f"{config.block_size} tokens, {per_step:,} a step"
+    )
+    return trainer, tokens, counts
+
+
+def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:
+    """Train on token shards; see `pretrain.pretrain`."""
+    trainer, tokens, counts = new_trainer(config, workspace)
+    train_set, validation_set = trainer.train_dataset.samples, trainer.eval_dataset
+    targets = _target_count(validation_set)
     samples = TextSamples(
-        directory / SAMPLES,
-        tokenizer,
+        workspace.directory / SAMPLES,
+        trainer.processing_class,
         config.sample_prompts or [],
         config.sample_tokens,
         workspace.say,
         partitioned=trainer.has_partitioned_weights,
     )
     trainer.add_callback(samples)
-    workspace.say(
-        f"{model.config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of "
-        f"{config.block_size} tokens, {per_step:,} a step"
-    )
     trainer.run(config.resume)
     metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts, "optimizer": trainer.optimizer_shares}
     learned = metrics["steps"] * metrics["samples_per_step"] * train_set.stride
@@ -129,9 +142,9 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
             "tokens": targets,
         }
         workspace.say(f"validation loss {loss:.4f}, {metrics['validation']['bits_per_byte']:.4f} bits per byte")
-    trainer.save_model(str(directory))
+    trainer.save_model(str(workspace.directory))
     if workspace.is_main:
-        _describe(model.config.model_type, directory, tokens, metrics, samples.last())
+        _describe(trainer.model.config.model_type, workspace.directory, tokens, metrics, samples.last())
     return metrics
 
 

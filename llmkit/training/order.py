@@ -104,6 +104,10 @@ class OrderedSamples(Dataset):
         """Begin with the samples of an optimizer step."""
         self.first = step * self.global_batch
 
+    def of_step(self, step: int) -> np.ndarray:
+        """The samples of an optimizer step of the run, from 0; int64 of shape [global_batch]."""
+        return sample_ids(step, self.global_batch, self.n, self.seed)
+
     def __getitems__(self, indices: list[int]) -> list[Any]:
         positions = self.first + np.asarray(indices, dtype=np.int64)
         return [self.samples[index] for index in samples_at(positions, self.n, self.seed).tolist()]

@@ -1,9 +1,9 @@
 """The engine: `transformers.Trainer`, subclassed once.
 
 What is ours: the data order (`order.py`), checkpoints that are complete or absent (`checkpoints.py`), a resume that costs the
-same at any step, an orderly stop (`stopping.py`), updates that are skipped where a gradient is no number (`instability.py`),
-schedules of the learning rate (`schedules.py`), Muon (`optimizers.py`), the z-loss (`z_loss.py`), a validation loss in which
-every token weighs the same, and the metrics ledger (`ledger.py`).
+same at any step, an orderly stop (`stopping.py`), updates that are skipped where a gradient is no number (`instability.py`)
+with a record of what made them (`dumps.py`), schedules of the learning rate (`schedules.py`), Muon (`optimizers.py`), the
+z-loss (`z_loss.py`), a validation loss in which every token weighs the same, and the metrics ledger (`ledger.py`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llmkit.errors import ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
-from llmkit.training import checkpoints
+from llmkit.training import checkpoints, dumps
 from llmkit.training.hardware import on_cpu, precision, use_cpu_well
-from llmkit.training.instability import UpdateGuard
+from llmkit.training.instability import Step, UpdateGuard
 from llmkit.training.ledger import Ledger
 from llmkit.training.optimizers import MUON, muon, shares, undecayed_names
 from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
@@ -39,6 +39,10 @@ from llmkit.training.z_loss import ZLoss
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
     from llmkit.training.arguments import TrainingConfig
+
+
+_GUARD = "UpdateGuard"
+"""Under this name the state of the guard lies in `trainer_state.json`, as that of a stateful callback would."""
 
 
 def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> TrainingArguments:
@@ -113,7 +117,7 @@ class LLMKitTrainer(Trainer):
         items: str = "samples",
         flops_per_item: float | None = None,
         targets_per_sample: float | None = None,
-        max_skipped_steps: int = 10,
+        guard: UpdateGuard,
         schedule: Callable[[int], Schedule | None] = lambda steps: None,
         z_loss: float = 0.0,
         **arguments: Any,
@@ -130,7 +134,7 @@ class LLMKitTrainer(Trainer):
             flops_per_item: floating point operations to learn one of them.
             targets_per_sample: mean number of learned tokens in a validation sample; gives a validation loss in which each
                 token weighs the same, where samples are filled up differently.
-            max_skipped_steps: updates in a row that may be skipped before the run ends.
+            guard: decides which updates are not made.
             schedule: gives the learning rate's schedule for a number of steps; None where transformers computes it.
             z_loss: weight of the z-loss that is added to the training loss of a language model.
         """
@@ -160,8 +164,13 @@ class LLMKitTrainer(Trainer):
         self._random_state_in: str | None = None
         self._is_writing = False
         self._is_ordered = isinstance(self.train_dataset, OrderedSamples)
-        self.guard = UpdateGuard(max_skipped_steps)
+        self.guard = guard
+        self._step_loss: torch.Tensor | None = None  # of this rank, over the batches of a step so far
+        self._with_gradient: list[str] = []
+        self._parameter_norms: torch.Tensor | None = None
         self.stop = GracefulStop()
+        if guard.skip_spikes and self.is_deepspeed_enabled:
+            raise ConfigError(["skip_spikes: DeepSpeed makes its step before anybody sees the gradient; use another layout"])
         self.remove_callback(PrinterCallback)
         peak = self._measured_peak() if flops_per_item is not None else None
         self.throughput = Throughput(samples_per_step(self.args) * items_per_sample, items, flops_per_item, peak)
@@ -194,17 +203,22 @@ class LLMKitTrainer(Trainer):
         found: list[Any] = [None]
         if self.is_world_process_zero():
             checkpoint = checkpoints.to_resume(directory, resume, self.data_fingerprint, self.workspace.say)
-            checkpoints.discard_after(directory, checkpoints.step_of(checkpoint) if checkpoint else -1)
+            step = checkpoints.step_of(checkpoint) if checkpoint else -1
+            checkpoints.discard_after(directory, step)
+            dumps.discard_after(directory, step)
             found = [str(checkpoint) if checkpoint else None]
         self._resumed_from = self._random_state_in = broadcast_object_list(found)[0]
         if self._resumed_from:
             self.data_chain = checkpoints.CheckpointRecord.load(Path(self._resumed_from)).data_chain
             self.state = TrainerState.load_from_json(os.path.join(self._resumed_from, "trainer_state.json"))
+            if _GUARD in self.state.stateful_callbacks:
+                self.guard.restore(self.state.stateful_callbacks[_GUARD]["attributes"])
             # A checkpoint is written before the evaluation of its step, which the killed run may not have come to.
             at_this_step = self.args.eval_strategy == "steps" and self.state.global_step % self.args.eval_steps == 0
             self.args.eval_on_start = at_this_step and self._evaluated_at(self.state.global_step) is None
         try:
             outcome = self.train(resume_from_checkpoint=self._resumed_from)
+            self._dump_noted()
         finally:
             self.stop.restore()
         if self.stop.signal is not None and self.state.global_step < self.state.max_steps:
@@ -248,15 +262,78 @@ class LLMKitTrainer(Trainer):
                 self._random_state_in = None
         return batches, items
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
-        self.guard.check(norm, self.optimizer, self.accelerator)
+    # Updates that are not made, and what they would have been made of.
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """The loss of a batch, which is also kept for the step as a whole."""
+        loss = super().training_step(*arguments, **options)
+        self._step_loss = loss if self._step_loss is None else self._step_loss + loss
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = self._clip_and_measure(model, self.args.max_grad_norm)
+        return norm if norm is not None else super()._clip_grad_norm(model)
+
+    def _clip_and_measure(self, model: Any, max_norm: float) -> torch.Tensor | None:
+        """Clip as `torch.nn.utils.clip_grad_norm_` does, and keep the norms of the single gradients that it computes anyway.
+
+        Clipping makes all gradients NaN where one is, so that afterwards nobody can tell where it arose.
+
+        Returns:
+            The norm of all before clipping; None where gradients are partitioned, and nothing was done.
+        """
+        whole = self.accelerator.unwrap_model(model)
+        named = [(name, parameter) for name, parameter in whole.named_parameters() if parameter.grad is not None]
+        self._parameter_norms = None
+        if self._is_partitioned() or not named or not all(type(parameter.grad) is torch.Tensor for _, parameter in named):
+            return None
+        self.accelerator.unscale_gradients()
+        norms = torch.stack(torch._foreach_norm([parameter.grad for _, parameter in named]))
+        norm = torch.linalg.vector_norm(norms)
+        torch.nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], max_norm, norm)
+        self._with_gradient, self._parameter_norms = [name for name, _ in named], norms
         return norm
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if grad_norm is None:
+            grad_norm = self._clip_and_measure(model, float("inf"))
+        norm = super()._get_grad_norm(model, grad_norm)
+        assert self._step_loss is not None
+        losses = self.accelerator.gather(self._step_loss.reshape(1))
+        on_device = torch.as_tensor(norm, device=losses.device).reshape(())
+        step = Step(self.state.global_step + 1, losses, on_device, self._parameter_norms, self._with_gradient)
+        self._step_loss = None
+        self.guard.check(step, self.optimizer, self.accelerator)
+        if self.guard.looks_now(step):
+            self._dump_noted()
+        return norm
+
+    def _dump_noted(self) -> None:
+        noted = self.guard.noted()
+        if noted and self.is_world_process_zero():
+            with self.throughput.apart():
+                for step in noted:
+                    self._dump(step)
+
+    def _dump(self, step: Step) -> None:
+        samples = []
+        if self._is_ordered and hasattr(self.train_dataset.samples, "passages"):
+            at_once, ranks = self.args.per_device_train_batch_size, self.args.world_size
+            samples = dumps.describe_samples(self.train_dataset, step.number, at_once, ranks, self.processing_class)
+        weights = None if self._is_partitioned() else dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        place = dumps.write(Path(self.args.output_dir), dumps.describe(step, weights, self.state.global_step, samples))
+        done = "its update is skipped" if step.was_skipped else "its update is made"
+        self.workspace.say(f"step {step.number}: {step.reason}, {done}; see {place}")
+
+    def _is_partitioned(self) -> bool:
+        """Whether no process has whole weights and gradients."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         """Log, save, and only then evaluate: nothing is lost where that fails. (To save the best, it has to come first.)"""
         if self.control.should_log or self.control.should_save:
             self._chain_digests()
+            self._dump_noted()
         if self.control.should_log:
             self.guard.stop_if_stuck(self.state.global_step)
         if self.args.load_best_model_at_end:
@@ -285,6 +362,8 @@ class LLMKitTrainer(Trainer):
                 logs["z_loss"] = self.z_loss.since_last(self.accelerator)
                 logs["loss"] -= logs["z_loss"]  # the cross-entropy, as validation has it
         super().log(logs, start_time)
+        if "loss" in logs:
+            self.guard.logged()
 
     def _count_epochs(self) -> None:
         if self._is_ordered:
@@ -436,6 +515,7 @@ class LLMKitTrainer(Trainer):
         if self.is_world_process_zero():
             shutil.rmtree(directory / checkpoints.WRITING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+        self.state.stateful_callbacks[_GUARD] = {"args": {}, "attributes": self.guard.state()}
         self._is_writing = True
         try:
             super()._save_checkpoint(model, trial)
@@ -465,9 +545,7 @@ class LLMKitTrainer(Trainer):
         return is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
 
     def _check_written(self, written: Path) -> None:
-        # With partitioned weights no process has a whole tensor to compare with.
-        partitioned = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        checkpoints.check_weights(written, None if partitioned else self.accelerator.unwrap_model(self.model))
+        checkpoints.check_weights(written, None if self._is_partitioned() else self.accelerator.unwrap_model(self.model))
 
 
 def describe_run(trainer: LLMKitTrainer) -> dict[str, Any]:

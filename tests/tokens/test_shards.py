@@ -106,6 +106,12 @@ def test_a_stream_over_several_shards_reads_as_one_list(
             found = stream.read(start, stop)
             assert found.tolist() == everything[start:stop]
             assert found.dtype == np.int64
+            passages = stream.passages(start, stop)
+            by_name = {(shard.name, number): None for shard in index.splits["train"] for number in range(shard.documents)}
+            of_document = dict(zip(by_name, documents, strict=True))
+            cut = [of_document[item.shard, item.document][item.start : item.stop] for item in passages]
+            assert all(cut)
+            assert list(chain(*cut)) == everything[start:stop]
 
 
 def test_the_shard_size_does_not_change_the_stream(run: Any, corpus: Artefact, tokens: Artefact, tmp_path: Path) -> None:
