@@ -166,6 +166,7 @@ class LLMKitTrainer(Trainer):
         self._is_ordered = isinstance(self.train_dataset, OrderedSamples)
         self.guard = guard
         self._step_loss: torch.Tensor | None = None  # of this rank, over the batches of a step so far
+        self._named: list[tuple[str, torch.nn.Parameter]] = []
         self._with_gradient: list[str] = []
         self._parameter_norms: torch.Tensor | None = None
         self.stop = GracefulStop()
@@ -282,13 +283,17 @@ class LLMKitTrainer(Trainer):
         Returns:
             The norm of all before clipping; None where gradients are partitioned, and nothing was done.
         """
-        whole = self.accelerator.unwrap_model(model)
-        named = [(name, parameter) for name, parameter in whole.named_parameters() if parameter.grad is not None]
         self._parameter_norms = None
-        if self._is_partitioned() or not named or not all(type(parameter.grad) is torch.Tensor for _, parameter in named):
+        if self._is_partitioned():
+            return None
+        if not self._named:  # to look them up takes as long as a small model's update
+            self._named = list(self.accelerator.unwrap_model(model).named_parameters())
+        named = [(name, parameter) for name, parameter in self._named if parameter.grad is not None]
+        gradients = [parameter.grad for _, parameter in named if type(parameter.grad) is torch.Tensor]
+        if not named or len(gradients) != len(named):  # some are shards of tensors
             return None
         self.accelerator.unscale_gradients()
-        norms = torch.stack(torch._foreach_norm([parameter.grad for _, parameter in named]))
+        norms = torch.stack(torch._foreach_norm(gradients))
         norm = torch.linalg.vector_norm(norms)
         torch.nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], max_norm, norm)
         self._with_gradient, self._parameter_norms = [name for name, _ in named], norms
