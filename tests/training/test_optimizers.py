@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmkit.errors import ConfigError
 from llmkit.pipeline.artefact import Artefact
-from llmkit.training.instability import UpdateGuard
+from llmkit.training.instability import Step, UpdateGuard
 from llmkit.training.ledger import read_ledger
 from llmkit.training.optimizers import Muon, Owner, hidden_matrices, owners
 from llmkit.training.trainer import LLMKitTrainer
@@ -168,7 +168,8 @@ def test_a_gradient_that_is_no_number_leaves_muons_weights_and_state_as_they_are
         if bad:
             table.grad[0, 0] = float("nan")  # type: ignore[index]
         before = [parameter.detach().clone() for parameter in (matrix, table, vector)], repr(optimizer.state_dict())
-        guard.check(torch.stack([p.grad.norm() for p in (matrix, table, vector)]).norm(), optimizer, single)  # type: ignore[union-attr]
+        norm = torch.stack([parameter.grad.norm() for parameter in (matrix, table, vector)]).norm()  # type: ignore[union-attr]
+        guard.check(Step(1, torch.ones(1), norm), optimizer, single)
         optimizer.step()
         moved = [not torch.equal(old, new) for old, new in zip(before[0], (matrix, table, vector), strict=True)]
         assert moved == [not bad] * 3
