@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llmkit.errors import ConfigError
+from llmkit.models.initialisation import initialise
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -98,13 +99,17 @@ def check_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, b
         raise ConfigError(problems)
 
 
-def new_causal_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+def new_causal_model(
+    config: PretrainedConfig, seed: int, initialisation: str = "default", depth_scaled: bool = False
+) -> PreTrainedModel:
     """A model with random weights in float32, the same for the same seed.
 
-    The architecture's own initialisation of transformers: normal with `initializer_range`, zeros for biases, ones for norms.
+    Args:
+        initialisation, depth_scaled: see `initialisation.initialise`. The default is the architecture's own of transformers:
+            mostly normal with `initializer_range`, zeros for biases, ones for norms.
 
     Raises:
-        ConfigError: the architecture refuses the config.
+        ConfigError: the architecture refuses the config or the initialisation.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -112,6 +117,7 @@ def new_causal_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         except Exception as failure:
             raise ConfigError([f"config_overrides: {type(config).__name__} gives no model: {failure}"]) from failure
+    initialise(model, initialisation, depth_scaled, seed)
     return model
 
 

@@ -157,7 +157,8 @@ def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any) ->
         model_config = causal_config(config.model_type or "llama", config.config_overrides, tokenizer, config.block_size)
         aside = workspace.directory / f".{_SEED_MODEL}"
         shutil.rmtree(aside, ignore_errors=True)
-        new_causal_model(model_config, config.seed).save_pretrained(aside)
+        model = new_causal_model(model_config, config.seed, config.initialisation, config.depth_scaled)
+        model.save_pretrained(aside)
         os.replace(aside, place)
     while not place.exists():  # if the main process fails, the launcher ends this one
         time.sleep(0.05)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import FieldSpec, option
 from llmkit.training.arguments import TrainingConfig
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 # What only making token shards needs.
 CORPUS_SETTINGS = ("train_file", "validation_file", "dataset_name", "dataset_config_name", "text_column", "vocab_size")
+
+# What only a model that starts from random has.
+OF_A_NEW_MODEL = ("model_type", "config_overrides", "initialisation", "depth_scaled")
 
 # Arguments of transformers that have no meaning where the order of samples and the time to save and evaluate are ours.
 _ONE_ORDER = {
@@ -36,7 +39,7 @@ class PretrainConfig(TrainingConfig):
         "evaluation_strategy": _ONE_ORDER["eval_strategy"],
         "group_by_length": _ONE_ORDER["train_sampling_strategy"],
     }
-    voids: ClassVar = {"model_type": ("config_overrides",), "model_name_or_path": ("model_type", "config_overrides")}
+    voids: ClassVar = {"model_type": ("config_overrides",), "model_name_or_path": OF_A_NEW_MODEL}
 
     @classmethod
     def further_settings(cls) -> dict[str, FieldSpec]:
@@ -75,6 +78,14 @@ class PretrainConfig(TrainingConfig):
     """Fields of the architecture's config class: {hidden_size: 256, num_hidden_layers: 4}. The vocabulary and the special
     tokens come from the tokenizer."""
 
+    initialisation: Literal["default", "normal", "uniform", "truncated_normal"] = option("default")
+    """Distribution of a new model's matrices, of mean zero and with the config's `initializer_range` as standard deviation;
+    the truncated normal ends at three of them. default: what transformers does for the architecture."""
+
+    depth_scaled: bool = option(False)
+    """Draw the matrices that write into the residual stream smaller by sqrt(2 x layers), as GPT-2 (which always does so with
+    the default initialisation): the stream then does not grow with depth."""
+
     block_size: int = option(512)
     """Length of a training sample in tokens."""
 
@@ -104,7 +115,7 @@ class PretrainConfig(TrainingConfig):
         of_a_corpus = [name for name in CORPUS_SETTINGS if getattr(self, name) is not None]
         if self.tokens and of_a_corpus:
             yield f"tokens: token shards are given, and {', '.join(of_a_corpus)} to make them with; give one of the two"
-        given = [name for name in ("model_type", "config_overrides") if getattr(self, name)]
+        given = [name for name in OF_A_NEW_MODEL if getattr(self, name) not in (None, {}, "default", False)]
         if self.model_name_or_path and given:
             yield f"model_name_or_path: a model is given, and {', '.join(given)} for a new one; give one of the two"
 
