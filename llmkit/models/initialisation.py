@@ -67,7 +67,8 @@ def _draw(weight: torch.Tensor, distribution: str, std: float, generator: torch.
 
 def matrices(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """The parameters of two and more dimensions by name; those of experts have three."""
-    return {name: weight for name, weight in model.named_parameters() if weight.ndim >= 2}
+    # Under ZeRO-3 a parameter is an empty vector in this process, and has its shape beside it.
+    return {name: weight for name, weight in model.named_parameters() if len(getattr(weight, "ds_shape", weight.shape)) >= 2}
 
 
 def _plain_matrices(model: PreTrainedModel) -> set[str]:

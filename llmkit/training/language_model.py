@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.models.causal import causal_config, check_config, new_causal_model, parameter_counts
+from llmkit.models.mup import apply_mup, lr_multipliers
 from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
@@ -83,6 +84,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         permanent_steps=config.save_permanent_steps,
         write_card=partial(_write_checkpoint_card, model.config.model_type),
         max_skipped_steps=config.max_skipped_steps,
+        lr_multipliers=lr_multipliers(model, config.mup_base_width) if config.mup_base_width is not None else None,
         items_per_sample=train_set.stride,
         items="tokens",
         flops_per_item=flops_per_token(matrix_parameters(model), model.config, config.block_size),
@@ -158,6 +160,8 @@ def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any) ->
         aside = workspace.directory / f".{_SEED_MODEL}"
         shutil.rmtree(aside, ignore_errors=True)
         model = new_causal_model(model_config, config.seed, config.initialisation, config.depth_scaled)
+        if config.mup_base_width is not None:
+            apply_mup(model, config.mup_base_width)
         model.save_pretrained(aside)
         os.replace(aside, place)
     while not place.exists():  # if the main process fails, the launcher ends this one

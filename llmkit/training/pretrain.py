@@ -86,6 +86,10 @@ class PretrainConfig(TrainingConfig):
     """Draw the matrices that write into the residual stream smaller by sqrt(2 x layers), as GPT-2 (which always does so with
     the default initialisation): the stream then does not grow with depth."""
 
+    mup_base_width: int | None = option(None)
+    """Width transfer (muP): the hidden size of the narrow model on which `learning_rate` and `initializer_range` were tuned,
+    and whose heads are as wide as this model's. A model that is trained on has to have been made with it."""
+
     block_size: int = option(512)
     """Length of a training sample in tokens."""
 
@@ -112,6 +116,11 @@ class PretrainConfig(TrainingConfig):
             self.save_permanent_steps < 1 or self.save_permanent_steps % self.save_steps
         ):
             yield f"save_permanent_steps: is {self.save_permanent_steps}, must be a multiple of save_steps, {self.save_steps}"
+        if self.mup_base_width is not None and self.mup_base_width < 1:
+            yield f"mup_base_width: is {self.mup_base_width}, must be at least 1"
+        optim = self.training_arguments.get("optim") or "adamw"
+        if self.mup_base_width is not None and not optim.startswith("adamw"):
+            yield f"mup_base_width: its learning rates are those of Adam, and optim is {optim}"
         of_a_corpus = [name for name in CORPUS_SETTINGS if getattr(self, name) is not None]
         if self.tokens and of_a_corpus:
             yield f"tokens: token shards are given, and {', '.join(of_a_corpus)} to make them with; give one of the two"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from llmkit.pipeline.artefact import LEDGER
 from llmkit.training import checkpoints
 from llmkit.training.hardware import on_cpu, precision, use_cpu_well
 from llmkit.training.instability import UpdateGuard
+from llmkit.training.learning_rates import multiply_learning_rates
 from llmkit.training.ledger import Ledger
 from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
 from llmkit.training.progress import TIMES, Progress
@@ -104,6 +105,7 @@ class LLMKitTrainer(Trainer):
         flops_per_item: float | None = None,
         targets_per_sample: float | None = None,
         max_skipped_steps: int = 10,
+        lr_multipliers: Mapping[str, float] | None = None,
         **arguments: Any,
     ):
         """As `Trainer`.
@@ -119,7 +121,9 @@ class LLMKitTrainer(Trainer):
             targets_per_sample: mean number of learned tokens in a validation sample; gives a validation loss in which each
                 token weighs the same, where samples are filled up differently.
             max_skipped_steps: updates in a row that may be skipped before the run ends.
+            lr_multipliers: what the learning rate of each parameter is multiplied with, by its name; None: with nothing.
         """
+        self._lr_multipliers = lr_multipliers
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         super().__init__(**arguments)
         self.data_fingerprint, self.keep, self.permanent_steps, self.write_card = data, keep, permanent_steps, write_card
@@ -269,6 +273,14 @@ class LLMKitTrainer(Trainer):
             **self.guard.facts(),
         }
         return {**facts, "data_chain": self.data_chain} if self.data_chain else facts
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer, with the learning rates that some parameters have for themselves."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self._lr_multipliers is not None:
+            multiply_learning_rates(optimizer, self.model if model is None else model, self._lr_multipliers)
+        return optimizer
 
     # Samples and losses.
 
