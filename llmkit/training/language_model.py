@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.models.causal import causal_config, check_config, new_causal_model, parameter_counts
 from llmkit.models.mup import apply_mup, lr_multipliers
+from llmkit.models.sizing import describe_parameters, describe_ratio
 from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
@@ -95,14 +96,15 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         eval_dataset=validation_set,
         processing_class=tokenizer,
     )
-    workspace.say(
-        f"{model.config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of "
-        f"{config.block_size} tokens, {per_step:,} a step"
-    )
+    workspace.say(f"{model.config.model_type} with {describe_parameters(counts)}")
+    workspace.say(f"{len(train_set):,} samples of {config.block_size} tokens, {per_step:,} a step")
+    planned = arguments.max_steps * per_step * train_set.stride
+    workspace.say(describe_ratio(planned, counts["active"]))
     trainer.run(config.resume)
     metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts}
     learned = metrics["steps"] * metrics["samples_per_step"] * train_set.stride
     metrics["tokens_learned"] = learned
+    metrics["tokens_per_parameter"] = learned / counts["active"]
     metrics["data_chain"] = trainer.data_chain
     metrics["epochs"] = learned / max(1, _target_count(train_set))
     metrics["throughput"] = trainer.throughput.described()
