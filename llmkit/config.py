@@ -36,7 +36,7 @@ _UNSET: Any = dataclasses.MISSING
 _ORIGIN_COMMENT = "  # from "
 _RESOLVED_MARK = "#  (llmkit: the origin of each value stands behind it)"
 
-COMMAND_OPTIONS = ("config", "output_dir", "runs_dir", "force", "accelerate_config")
+COMMAND_OPTIONS = ("config", "output_dir", "runs_dir", "force", "accelerate_config", "dry_run")
 """Options of the command itself, beside the settings of its stage."""
 
 
@@ -99,6 +99,15 @@ class StageConfig:
     def further_settings(cls) -> dict[str, FieldSpec]:
         """Settings that are accepted beside the fields and handed on to a library."""
         return {}
+
+    @classmethod
+    def derived(cls, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """Values of settings that follow from the given ones, which win over them, and the origin to name for them.
+
+        Raises:
+            ConfigError: nothing follows from what is given.
+        """
+        return {}, ""
 
     def problems(self) -> Iterable[str]:
         """Values that do not fit together, one sentence each."""
@@ -586,8 +595,9 @@ def resolve(cls: type[ConfigT], sources: list[Source], problems: list[str] | Non
     for source in sources:
         for key, dependent in cls.voids.items():
             if key in source.values and source.values[key] != values.get(key):
-                for void in set(dependent) - set(source.values):
+                for void in dependent:
                     values.pop(void, None)
+                    origins.pop(void, None)
         for key, raw in source.values.items():
             where = source.origins.get(key, "settings")
             spec = specs.get(key)
@@ -602,6 +612,16 @@ def resolve(cls: type[ConfigT], sources: list[Source], problems: list[str] | Non
             if isinstance(value, dict) and isinstance(values.get(key), dict):
                 value = merged(values[key], value)
             values[key], origins[key] = value, where
+    if not problems:
+        try:
+            derived, origin = cls.derived(values)
+        except ConfigError as failure:
+            raise ConfigError(failure.problems) from None
+        for key, value in derived.items():
+            if key not in values:
+                values[key], origins[key] = value, origin
+            elif isinstance(value, dict) and merged(value, values[key]) != values[key]:
+                values[key], origins[key] = merged(value, values[key]), f"{origin}, changed by {origins[key]}"
     fields = fields_of(cls)
     for spec in fields.values():
         if spec.required and spec.name not in values and not any(spec.name in problem for problem in problems):

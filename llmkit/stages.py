@@ -14,7 +14,7 @@ from llmkit.config import Resolved, Source, help_text, parse_arguments, resolve
 from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline import runner
 from llmkit.pipeline.artefact import Artefact, FileHashes
-from llmkit.pipeline.stage import Stage, finished_line, identify, rank, run_stage
+from llmkit.pipeline.stage import Stage, finished_line, identify, load_target, rank, run_stage
 
 # What a training stage leaves for a resume, and a pickle of transformers that says what llmkit.yaml says better.
 _TRAINING_SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "training_args.bin")
@@ -54,6 +54,7 @@ STAGES = {
             scratch=_TRAINING_SCRATCH,
             default_recipe="pretrain/quickstart",
             prepare="llmkit.stages:prepare_tokens",
+            plan="llmkit.training.plan:plan_pretraining",
         ),
         Stage(
             name="generate",
@@ -108,6 +109,8 @@ def stage_help(stage: Stage) -> str:
             "  --accelerate_config NAME  (path or shipped name; default: one process)\n"
             "      Launch layout, started with `accelerate launch`."
         )
+    if stage.plan:
+        common.append("  --dry_run  (flag)\n      Say what would be made, how and why; make nothing.")
     usage = f"usage: llmkit {stage.name} [--config FILE] [--key value ...]\n\n{stage.summary}\n"
     return "\n".join([usage, *common, "", help_text(stage.config_class)])
 
@@ -134,7 +137,7 @@ def run_from_command_line(
         return 0
     if rank()[0] != 0 and not stage.launched:
         return 0  # it is the work of one process; the launcher ends with the exit code of that one
-    options, rest = _take_options(words, ("output_dir", "runs_dir", "accelerate_config", "layout"), ("force",))
+    options, rest = _take_options(words, ("output_dir", "runs_dir", "accelerate_config", "layout"), ("force", "dry_run"))
     layout = options.get("accelerate_config")
     if layout and run_with_layout is None:
         raise ConfigError(["--accelerate_config: inside a launch the layout is `accelerate launch --config_file`"], "command")
@@ -146,6 +149,14 @@ def run_from_command_line(
         if not any(hints):
             raise
         raise ConfigError([problem + hint for problem, hint in zip(failure.problems, hints, strict=True)]) from None
+    if "dry_run" in options:
+        if stage.plan is None:
+            raise ConfigError(
+                [f"--dry_run: {name} has no plan to show; `llmkit run --dry_run` says what a pipeline would do"], "command"
+            )
+        if rank()[0] == 0:
+            print(load_target(stage.plan)(resolved))
+        return 0
     if stage.show and not options.get("output_dir"):
         return stage.show_result(resolved.config)
     if stage.prepare and resolved.config.tokens is None:  # type: ignore[attr-defined]

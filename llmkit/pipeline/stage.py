@@ -76,22 +76,24 @@ class Stage:
     show: str | None = None
     """`module:function` that shows the result instead, where no `--output_dir` is given; takes settings, returns the exit
     code."""
+    plan: str | None = None
+    """`module:function` that says what the stage would do, for `--dry_run`; takes settings, returns text, writes nothing."""
 
     @cached_property
     def config_class(self) -> type[StageConfig]:
-        return _load(self.config)
+        return load_target(self.config)
 
     def show_result(self, config: StageConfig) -> int:
         """Call `show`."""
         assert self.show is not None
-        return _load(self.show)(config)
+        return load_target(self.show)(config)
 
     def ports(self) -> dict[str, FieldSpec]:
         """The settings that take an earlier stage's artefact."""
         return {name: spec for name, spec in fields_of(self.config_class).items() if spec.role == "artefact"}
 
 
-def _load(target: str) -> Any:
+def load_target(target: str) -> Any:
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -370,7 +372,7 @@ def _run_beside_main(stage: Stage, resolved: Resolved[Any], output: Path, identi
         differing = _differences(attempt.settings, identity.settings)
         raise ArtefactError(f"rank {rank()[0]} would make another result than the main process: {differing}")
     directory = os.stat(partial)
-    _load(stage.function)(resolved.config, Workspace(partial, is_main=False, say=_silent))
+    load_target(stage.function)(resolved.config, Workspace(partial, is_main=False, say=_silent))
     while not (output.exists() and os.path.samestat(directory, os.stat(output))):
         time.sleep(_PAUSE)
     return Artefact(output, Manifest.from_json((output / MANIFEST).read_text(encoding="utf-8")))
@@ -430,7 +432,7 @@ def _run_main(
 ) -> Artefact:
     started = time.monotonic()
     try:
-        metrics = _load(stage.function)(resolved.config, Workspace(partial))
+        metrics = load_target(stage.function)(resolved.config, Workspace(partial))
     except LLMKitError as failure:
         # A launcher between us and the runner hides the message; this file carries it.
         with contextlib.suppress(OSError):

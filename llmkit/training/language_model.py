@@ -15,6 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.models.causal import causal_config, check_config, new_causal_model, parameter_counts
+from llmkit.models.mup import apply_mup, lr_multipliers
+from llmkit.models.sizing import describe_parameters, describe_ratio
 from llmkit.pipeline.artefact import SAMPLES, Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
@@ -95,6 +97,7 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
         guard=UpdateGuard.of(config),
         schedule=lambda steps: schedule_of(config, RunLength(steps, len(train_set) / per_step, per_step * train_set.stride)),
         z_loss=config.z_loss,
+        lr_multipliers=lr_multipliers(model, config.mup_base_width) if config.mup_base_width is not None else None,
         items_per_sample=train_set.stride,
         items="tokens",
         flops_per_item=flops_per_token(matrix_parameters(model), model.config, config.block_size),
@@ -105,10 +108,10 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
         eval_dataset=validation_set,
         processing_class=tokenizer,
     )
-    workspace.say(
-        f"{model.config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of "
-        f"{config.block_size} tokens, {per_step:,} a step"
-    )
+    workspace.say(f"{model.config.model_type} with {describe_parameters(counts)}")
+    workspace.say(f"{len(train_set):,} samples of {config.block_size} tokens, {per_step:,} a step")
+    planned = arguments.max_steps * per_step * train_set.stride
+    workspace.say(describe_ratio(planned, counts["active"]))
     return trainer, tokens, counts
 
 
@@ -130,6 +133,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts, "optimizer": trainer.optimizer_shares}
     learned = metrics["steps"] * metrics["samples_per_step"] * train_set.stride
     metrics["tokens_learned"] = learned
+    metrics["tokens_per_parameter"] = learned / counts["active"]
     metrics["data_chain"] = trainer.data_chain
     metrics["epochs"] = learned / max(1, _target_count(train_set))
     metrics["throughput"] = trainer.throughput.described()
@@ -186,7 +190,10 @@ def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any) ->
         model_config = causal_config(config.model_type or "llama", config.config_overrides, tokenizer, config.block_size)
         aside = workspace.directory / f".{_SEED_MODEL}"
         shutil.rmtree(aside, ignore_errors=True)
-        new_causal_model(model_config, config.seed).save_pretrained(aside)
+        model = new_causal_model(model_config, config.seed, config.initialisation, config.depth_scaled)
+        if config.mup_base_width is not None:
+            apply_mup(model, config.mup_base_width)
+        model.save_pretrained(aside)
         os.replace(aside, place)
     while not place.exists():  # if the main process fails, the launcher ends this one
         time.sleep(0.05)

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import FieldSpec, option
+from llmkit.errors import ConfigError
 from llmkit.training.arguments import TrainingConfig
 from llmkit.training.schedules import parse_length
 
 if TYPE_CHECKING:
+    from llmkit.models.sizing import Sizing
     from llmkit.pipeline.stage import Workspace
 
 # What only making token shards needs.
 CORPUS_SETTINGS = ("train_file", "validation_file", "dataset_name", "dataset_config_name", "text_column", "vocab_size")
+
+PREPARED_VOCABULARY = 8192
+"""Vocabulary of `recipes/tokenizer/small.yaml`, in tokens."""
+
+# What only a model that starts from random has.
+OF_A_NEW_MODEL = ("model_type", "config_overrides", "initialisation", "depth_scaled", "num_params", "depth")
+
+# What the size of a model decides; an earlier source said it for another one.
+_OF_A_SIZE = (
+    "model_type",
+    "config_overrides",
+    "block_size",
+    "global_batch_size",
+    "learning_rate",
+    "max_steps",
+    "max_tokens",
+    "num_train_epochs",
+    "warmup_steps",
+)
 
 # Arguments of transformers that have no meaning where the order of samples and the time to save and evaluate are ours.
 _ONE_ORDER = {
@@ -40,9 +62,11 @@ class PretrainConfig(TrainingConfig):
     voids: ClassVar = {
         **TrainingConfig.voids,
         "model_type": ("config_overrides",),
-        "model_name_or_path": ("model_type", "config_overrides"),
+        "model_name_or_path": OF_A_NEW_MODEL,
         "max_steps": ("max_tokens",),
         "max_tokens": ("max_steps",),
+        "num_params": (*_OF_A_SIZE, "depth"),
+        "depth": (*_OF_A_SIZE, "num_params"),
     }
 
     @classmethod
@@ -82,6 +106,25 @@ class PretrainConfig(TrainingConfig):
     """Fields of the architecture's config class: {hidden_size: 256, num_hidden_layers: 4}. The vocabulary and the special
     tokens come from the tokenizer."""
 
+    num_params: str | None = option(None, identity=False)
+    """Size a Llama-style model and its run by the number of parameters, such as 125M or 1.5B: architecture, sample length,
+    batch, learning rate and steps follow from published rules (`--dry_run` prints them), except where they are set."""
+
+    depth: int | None = option(None, identity=False)
+    """The same from the number of layers."""
+
+    initialisation: Literal["default", "normal", "uniform", "truncated_normal"] = option("default")
+    """Distribution of a new model's matrices, of mean zero and with the config's `initializer_range` as standard deviation;
+    the truncated normal ends at three of them. default: what transformers does for the architecture."""
+
+    depth_scaled: bool = option(False)
+    """Draw the matrices that write into the residual stream smaller by sqrt(2 x layers), as GPT-2 (which always does so with
+    the default initialisation): the stream then does not grow with depth."""
+
+    mup_base_width: int | None = option(None)
+    """Width transfer (muP): the hidden size of the narrow model on which `learning_rate` and `initializer_range` were tuned,
+    and whose heads are as wide as this model's. A model that is trained on has to have been made with it."""
+
     block_size: int = option(512)
     """Length of a training sample in tokens."""
 
@@ -109,8 +152,22 @@ class PretrainConfig(TrainingConfig):
     save_permanent_steps: int | None = option(None, identity=False)
     """Steps between two checkpoints that are kept for good, in `checkpoints/` of the result; a multiple of `save_steps`."""
 
+    @classmethod
+    def derived(cls, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """What `num_params` or `depth` decides of the model and its run."""
+        sized = sizing_of(given)
+        if sized is None:
+            return {}, ""
+        name = "num_params" if given.get("num_params") is not None else "depth"
+        without = {"max_steps"} if given.get("max_tokens") is not None else set()
+        return {key: value for key, value in sized.settings.items() if key not in without}, f"{name} {given[name]}"
+
     def problems(self) -> Iterable[str]:
         yield from super().problems()
+        if self.num_params is not None and self.depth is not None:
+            yield "num_params: the size is given, and depth; give one of the two"
+        if (self.num_params or self.depth) and self.model_type != "llama" and not self.model_name_or_path:
+            yield f"model_type: num_params and depth give a llama, not {self.model_type}"
         for name in ("eval_steps", "save_steps", "sample_tokens"):
             if getattr(self, name) < 1:
                 yield f"{name}: is {getattr(self, name)}, must be at least 1"
@@ -129,10 +186,14 @@ class PretrainConfig(TrainingConfig):
             self.save_permanent_steps < 1 or self.save_permanent_steps % self.save_steps
         ):
             yield f"save_permanent_steps: is {self.save_permanent_steps}, must be a multiple of save_steps, {self.save_steps}"
+        if self.mup_base_width is not None and self.mup_base_width < 1:
+            yield f"mup_base_width: is {self.mup_base_width}, must be at least 1"
+        if self.mup_base_width is not None and not self.optim.startswith("adamw"):
+            yield f"mup_base_width: its learning rates are those of Adam, and optim is {self.optim}"
         of_a_corpus = [name for name in CORPUS_SETTINGS if getattr(self, name) is not None]
         if self.tokens and of_a_corpus:
             yield f"tokens: token shards are given, and {', '.join(of_a_corpus)} to make them with; give one of the two"
-        given = [name for name in ("model_type", "config_overrides") if getattr(self, name)]
+        given = [name for name in OF_A_NEW_MODEL if getattr(self, name) not in (None, {}, "default", False)]
         if self.model_name_or_path and given:
             yield f"model_name_or_path: a model is given, and {', '.join(given)} for a new one; give one of the two"
 
@@ -144,6 +205,44 @@ def tokens_of(number: int | str) -> float:
     except ValueError:
         return 0
     return count if unit in ("steps", "tokens") else 0
+
+
+def sizing_of(given: Mapping[str, Any]) -> Sizing | None:
+    """What `num_params` or `depth` among the given settings decides; None without them.
+
+    Raises:
+        ConfigError: there is no model of that size, or the vocabulary is not known yet.
+    """
+    num_params, depth = given.get("num_params"), given.get("depth")
+    if (num_params is None and depth is None) or given.get("model_name_or_path"):
+        return None
+    from llmkit.models.sizing import size
+
+    if depth is not None and not 1 <= depth <= 200:
+        raise ConfigError([f"depth: is {depth}, must be between 1 and 200"])
+    return size(dict(given), *_vocabulary(given), num_params, depth)
+
+
+def _vocabulary(given: Mapping[str, Any]) -> tuple[int, str]:
+    """Tokens of the vocabulary, and where that is known from."""
+    own = (given.get("config_overrides") or {}).get("vocab_size")
+    if own is not None:
+        return own, "config_overrides.vocab_size"
+    if given.get("tokens") is None:
+        if given.get("vocab_size") is not None:
+            return given["vocab_size"], "vocab_size"
+        return PREPARED_VOCABULARY, "assumed: that of the tokenizer made where no token shards are given"
+    from llmkit.tokens.shards import INDEX, Index
+
+    directory = Path(given["tokens"])
+    if not (directory / INDEX).is_file():
+        raise ConfigError(
+            [
+                "num_params, depth: the vocabulary is not known before the token shards are made; say how large it will be: "
+                "config_overrides: {vocab_size: ...}"
+            ]
+        )
+    return Index.load(directory).vocab_size, str(given["tokens"])
 
 
 def pretrain(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:

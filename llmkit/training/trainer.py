@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from llmkit.pipeline.artefact import LEDGER
 from llmkit.training import checkpoints, dumps
 from llmkit.training.hardware import on_cpu, precision, use_cpu_well
 from llmkit.training.instability import Step, UpdateGuard
+from llmkit.training.learning_rates import multiply_learning_rates
 from llmkit.training.ledger import Ledger
 from llmkit.training.optimizers import MUON, muon, shares, undecayed_names
 from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
@@ -120,6 +121,7 @@ class LLMKitTrainer(Trainer):
         guard: UpdateGuard,
         schedule: Callable[[int], Schedule | None] = lambda steps: None,
         z_loss: float = 0.0,
+        lr_multipliers: Mapping[str, float] | None = None,
         **arguments: Any,
     ):
         """As `Trainer`.
@@ -137,7 +139,9 @@ class LLMKitTrainer(Trainer):
             guard: decides which updates are not made.
             schedule: gives the learning rate's schedule for a number of steps; None where transformers computes it.
             z_loss: weight of the z-loss that is added to the training loss of a language model.
+            lr_multipliers: what the learning rate of each parameter is multiplied with, by its name; None: with nothing.
         """
+        self._lr_multipliers = lr_multipliers
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         super().__init__(**arguments)
         if self.args.optim == MUON and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
@@ -398,6 +402,8 @@ class LLMKitTrainer(Trainer):
                 self.optimizer = super().create_optimizer(model)
             except (ImportError, ValueError) as failure:  # of a library that it needs
                 raise ConfigError([f"optim: transformers gives no {self.args.optim}: {failure}"]) from failure
+            if self._lr_multipliers is not None:
+                multiply_learning_rates(self.optimizer, trained, self._lr_multipliers)
             self.optimizer_shares = shares(trained, self.optimizer)
             self.workspace.say(
                 "; ".join(

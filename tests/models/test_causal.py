@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmkit.errors import ConfigError
-from llmkit.models.causal import causal_config, new_causal_model, parameter_counts
+from llmkit.models.causal import causal_config, causal_skeleton, new_causal_model, parameter_counts
+from llmkit.models.sizing import describe_parameters
 from llmkit.pipeline.artefact import Artefact
 
 BLOCK = 24
@@ -187,3 +188,25 @@ def test_shared_parameters_are_counted_once(loaded: Any) -> None:
     )
     assert apart["embedding"] == tied["embedding"] == len(loaded) * 32
     assert apart["total"] - tied["total"] == len(loaded) * 32
+
+
+def test_the_parts_of_a_model_add_up_and_are_where_they_belong(model: Any) -> None:
+    counts = parameter_counts(model)
+    assert sum(counts[part] for part in ("embedding", "attention", "mlp", "norm", "head", "other")) == counts["total"]
+    assert counts["total"] == sum(weights.numel() for weights in model.parameters())
+    assert counts == parameter_counts(causal_skeleton(model.config))
+    if model.config.model_type != "mamba":
+        assert counts["other"] == 0 and counts["attention"] and counts["mlp"] and counts["norm"]
+
+
+def test_of_experts_a_token_uses_the_chosen_ones(loaded: Any) -> None:
+    counts = parameter_counts(build("mixtral", ARCHITECTURES["mixtral"], loaded))
+    assert counts["total"] - counts["active"] == 2 * 2 * (3 * 32 * 48)  # in each of two layers two of four experts rest
+    assert "of which a token uses" in describe_parameters(counts)
+
+
+def test_a_skeleton_of_any_size_takes_no_memory(loaded: Any) -> None:
+    sizes = {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64, "intermediate_size": 28672}
+    skeleton = causal_skeleton(causal_config("llama", {**sizes, "num_key_value_heads": 8}, loaded, BLOCK))
+    assert parameter_counts(skeleton)["total"] > 6e10
+    assert {weights.device.type for weights in skeleton.parameters()} == {"meta"}
