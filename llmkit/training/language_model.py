@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, default_data_collator
 from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.models.causal import causal_config, check_config, new_causal_model, parameter_counts
+from llmkit.models.masking import check_document_masking
 from llmkit.pipeline.artefact import Artefact
-from llmkit.tokens.samples import TokenBlocks
+from llmkit.tokens.samples import PackedDocuments, PackedSamples, TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
 from llmkit.training.order import OrderedSamples
@@ -51,6 +52,8 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     tokenizer = AutoTokenizer.from_pretrained(tokens.directory / "tokenizer")
     train_set, validation_set = _sample_sets(config, tokens)
     seed_model = _seed_model(config, workspace, tokenizer)
+    if config.document_masking:
+        check_document_masking(_load(config, seed_model))
     # After the seed model and before the one that is trained: under ZeRO-3 this changes how transformers creates models.
     arguments = training_arguments(
         config,
@@ -75,7 +78,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         do_sample=True,
     )
     counts = parameter_counts(model)
-    targets = _target_count(validation_set)
+    targets = validation_set.targets if validation_set else 0
     trainer = LLMKitTrainer(
         workspace=workspace,
         data=data_fingerprint(tokens.directory),
@@ -91,6 +94,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         args=arguments,
         train_dataset=OrderedSamples(train_set, len(train_set), arguments.max_steps, per_step, config.seed),
         eval_dataset=validation_set,
+        data_collator=default_data_collator,  # that of tokenizers adds a mask, which hides where documents begin
         processing_class=tokenizer,
     )
     workspace.say(
@@ -99,17 +103,17 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     )
     trainer.run(config.resume)
     metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts}
-    learned = metrics["steps"] * metrics["samples_per_step"] * train_set.stride
-    metrics["tokens_learned"] = learned
+    metrics["epochs"] = metrics["steps"] * metrics["samples_per_step"] / len(train_set)
+    metrics["tokens_learned"] = round(metrics["epochs"] * train_set.targets)
     metrics["data_chain"] = trainer.data_chain
-    metrics["epochs"] = learned / max(1, _target_count(train_set))
     metrics["throughput"] = trainer.throughput.described()
     if validation_set:
         loss = trainer.final_evaluation()["eval_loss"]
         metrics["validation"] = {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": loss / math.log(2) * targets / validation_set.stream.text_bytes,
+            # With document masking, the first token of a document counts as much as the mean of the others.
+            "bits_per_byte": loss / math.log(2) * (len(validation_set.stream) - 1) / validation_set.stream.text_bytes,
             "tokens": targets,
         }
         workspace.say(f"validation loss {loss:.4f}, {metrics['validation']['bits_per_byte']:.4f} bits per byte")
@@ -127,21 +131,20 @@ def _load(config: PretrainConfig, place: Path | str) -> Any:
         raise ConfigError([f"{keys}: transformers gives no model: {failure}"]) from failure
 
 
-def _sample_sets(config: PretrainConfig, tokens: Artefact) -> tuple[TokenBlocks, TokenBlocks | None]:
-    train_set = TokenBlocks(TokenStream(tokens.directory, "train"), config.block_size)
-    if len(train_set.stream) < config.block_size:
+def _sample_sets(config: PretrainConfig, tokens: Artefact) -> tuple[PackedSamples, TokenBlocks | None]:
+    stream = TokenStream(tokens.directory, "train")
+    if len(stream) < config.block_size:
         raise DataError(
-            f"the corpus has {len(train_set.stream):,} training tokens, fewer than one sample of {config.block_size}; "
+            f"the corpus has {len(stream):,} training tokens, fewer than one sample of {config.block_size}; "
             f"lower --block_size or add text"
         )
+    packing = PackedDocuments if config.packing == "best_fit" else TokenBlocks
+    train_set = packing(stream, config.block_size, config.document_masking)
     if not tokens.manifest.metrics["validation"]["tokens"]:
         return train_set, None
-    return train_set, TokenBlocks(TokenStream(tokens.directory, "validation"), config.block_size)
-
-
-def _target_count(blocks: TokenBlocks | None) -> int:
-    """Tokens that are learned in one pass: all but the first of the stream."""
-    return len(blocks.stream) - 1 if blocks is not None else 0
+    # In blocks whatever the packing, so that the losses of runs that differ in it can be compared.
+    held_out = TokenStream(tokens.directory, "validation")
+    return train_set, TokenBlocks(held_out, config.block_size, config.document_masking)
 
 
 def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any) -> Path | str:

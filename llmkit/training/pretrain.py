@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import FieldSpec, option
 from llmkit.training.arguments import TrainingConfig
@@ -77,6 +77,14 @@ class PretrainConfig(TrainingConfig):
 
     block_size: int = option(512)
     """Length of a training sample in tokens."""
+
+    packing: Literal["concat", "best_fit"] = option("concat")
+    """How documents become samples: `concat` cuts their stream into blocks; `best_fit` puts whole documents together that fill
+    a sample, and cuts only those that are longer than one. Validation data is cut into blocks either way."""
+
+    document_masking: bool = option(False)
+    """Whether a token sees nothing but its own document: positions start again with each, attention does not cross, and the
+    first token of a document is not learned."""
 
     attn_implementation: str | None = option(None)
     """Attention kernel: sdpa, eager, flash_attention_2, ... None: the best that transformers finds."""
