@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.models.causal import causal_config, check_config, new_causal_model, parameter_counts
 from llmkit.models.masking import check_document_masking
 from llmkit.pipeline.artefact import Artefact
+from llmkit.tokens.packing import packing_report
 from llmkit.tokens.samples import PackedDocuments, PackedSamples, TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
@@ -101,8 +103,10 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         f"{model.config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of "
         f"{config.block_size} tokens, {per_step:,} a step"
     )
+    packed = packing_report(train_set, arguments.max_steps * per_step)
+    workspace.say(packed.line())
     trainer.run(config.resume)
-    metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts}
+    metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts, "packing": asdict(packed)}
     metrics["epochs"] = metrics["steps"] * metrics["samples_per_step"] / len(train_set)
     metrics["tokens_learned"] = round(metrics["epochs"] * train_set.targets)
     metrics["data_chain"] = trainer.data_chain

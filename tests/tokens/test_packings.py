@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.errors import ArtefactError
+from llmkit.tokens.packing import packing_report
 from llmkit.tokens.samples import IGNORED, PackedDocuments, PackedSamples, TokenBlocks
 from llmkit.tokens.shards import Index, ShardWriter, TokenStream
 
@@ -144,3 +145,48 @@ def test_boundaries_that_are_missing_or_too_few_are_refused() -> None:
         path.unlink()
         with pytest.raises(ArtefactError, match=r"train-00000\.offsets\.npy cannot be read"):
             TokenStream(path.parent, "train")
+
+
+@PACKINGS
+@MASKING
+@given(sizes=SIZES, block_size=st.integers(2, 30), run=st.integers(1, 99))
+@settings(max_examples=150, deadline=None)
+def test_the_report_says_what_counting_sample_by_sample_says(
+    packing: type[PackedSamples], masking: bool, sizes: list[int], block_size: int, run: int
+) -> None:
+    if sum(sizes) < 2:
+        return
+    with stream_of(sizes) as (stream, documents):
+        samples = packing(stream, block_size, masking)
+        report = packing_report(samples, run)
+        rows = [[token for token in row["input_ids"] if token != FILL] for row in rows_of(samples)]
+    number = {token: place for place, ids in enumerate(documents) for token in ids}
+    held = sum(map(len, rows))
+    assert report.tokens == sum(sizes)
+    assert report.documents == len(sizes)
+    assert report.documents_split == sum(not any(set(ids) <= set(row) for row in rows) for ids in documents)
+    assert report.samples == len(rows)
+    assert report.dropped == report.tokens - len({token for row in rows for token in row}) == 0
+    assert report.crossing_share * held == pytest.approx(sum(len(row) for row in rows if len({number[t] for t in row}) > 1))
+    assert report.padding_share == pytest.approx(1 - held / len(rows) / block_size)
+    assert report.epochs == run / len(rows)
+    assert ("masked" in report.line()) == masking
+
+
+def test_a_token_that_no_row_holds_is_reported_as_dropped() -> None:
+    with stream_of([5, 6, 7]) as (stream, _):
+        samples = PackedDocuments(stream, 10)
+        samples.lengths = samples.lengths - 1
+        assert packing_report(samples, 1).dropped == 3
+        blocks = TokenBlocks(stream, 10)
+        blocks._blocks -= 1
+        assert packing_report(blocks, 1).dropped == 18 - 10
+
+
+def test_the_report_of_blocks_is_the_same_a_few_documents_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = np.random.default_rng(0).integers(1, 50, 300).tolist()
+    with stream_of(sizes) as (stream, _):
+        samples = TokenBlocks(stream, 16)
+        whole = packing_report(samples, 1)
+        monkeypatch.setattr("llmkit.tokens.shards._AT_ONCE", 2)
+        assert packing_report(samples, 1) == whole

@@ -65,9 +65,15 @@ def test_the_losses_of_a_run_are_those_of_its_documents_alone(
     assert validation["tokens"] == counted["tokens"] - counted["documents"]
 
 
-def test_best_fit_without_masking_trains(run: Any, short: Artefact, tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_best_fit_without_masking_trains_and_says_how_it_packs(
+    run: Any, short: Artefact, tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = run("pretrain", tmp_path / "m", tokens=short.directory, packing="best_fit", num_train_epochs=2.0, **tiny)
-    assert out.manifest.metrics["epochs"] == pytest.approx(2.0, abs=0.2)
+    packing = out.manifest.metrics["packing"]
+    assert out.manifest.metrics["epochs"] == packing["epochs"] == pytest.approx(2.0, abs=0.2)
+    assert packing["tokens"] == short.manifest.metrics["train"]["tokens"]
+    assert packing["dropped"] == 0
+    assert "packing best_fit: " in capsys.readouterr().out
 
 
 def test_an_architecture_that_cannot_mask_is_refused(run: Any, short: Artefact, tiny: dict[str, Any], tmp_path: Path) -> None:
