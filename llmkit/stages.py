@@ -130,7 +130,7 @@ def run_from_command_line(
         raise ConfigError(["--accelerate_config: inside a launch the layout is `accelerate launch --config_file`"], "command")
     runs = Path(options.get("runs_dir") or "runs")
     resolved = parse_arguments(stage.config_class, rest, stage.default_recipe)
-    if stage.prepare and resolved.config.tokens is None:  # type: ignore[attr-defined]
+    if stage.prepare and not resolved.config.sources():  # type: ignore[attr-defined]
         resolved = prepare_tokens(resolved, runs)
     processes = process_count(layout) if layout else rank()[1]
     output = Path(options["output_dir"]) if options.get("output_dir") else _default_output(stage, resolved, runs, processes)

@@ -8,6 +8,8 @@ to predict it from, and the EOS of the document before, which happens to stand t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -76,7 +78,11 @@ class TokenBlocks(PackedSamples):
 
     def fill_up_to_multiple(self, samples: int) -> None:
         """Add blocks without a target, so that batches come out even on all ranks and none has to repeat a sample."""
-        self._blocks = -(-self._blocks // samples) * samples
+        self.add(-self._blocks % samples)
+
+    def add(self, blocks: int) -> None:
+        """Add blocks without a target."""
+        self._blocks += blocks
 
     def __len__(self) -> int:
         return self._blocks
@@ -135,6 +141,35 @@ class PackedDocuments(PackedSamples):
         tokens = np.concatenate([self.stream.read(start, start + length) for start, length in spans])
         begins = np.cumsum(lengths)[:-1]
         return self._sample(tokens, begins, begins if self.document_masking else begins[self.goes_on[pieces][1:]])
+
+
+class JoinedSamples(Dataset):
+    """The samples of several sources, one source after the other."""
+
+    def __init__(self, sources: Sequence[PackedSamples]):
+        self.sources = sources
+        self.stride = sources[0].stride
+        self.targets = sum(samples.targets for samples in sources)
+        """Tokens that are learned in one pass."""
+        self._set_ends()
+
+    def _set_ends(self) -> None:
+        self._ends = np.cumsum([len(samples) for samples in self.sources])
+
+    def fill_up_to_multiple(self, samples: int) -> None:
+        """As `TokenBlocks`, at the end of the last source."""
+        last = self.sources[-1]
+        assert isinstance(last, TokenBlocks)
+        last.add(-len(self) % samples)
+        self._set_ends()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """As that of the source."""
+        source = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[source][index - int(self._ends[source - 1] if source else 0)]
 
 
 def _pieces(stream: TokenStream, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

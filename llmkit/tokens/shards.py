@@ -67,15 +67,17 @@ class Index:
             raise ArtefactError(f"{directory / INDEX} is not an index of token shards: {failure}") from None
 
 
-def data_fingerprint(directory: Path) -> str:
-    """One sha256 of all that decides what the token shards in a directory say, from the index alone.
+def data_fingerprint(*directories: Path) -> str:
+    """One sha256 of all that decides what the token shards in directories say, from their indexes alone.
 
     Raises:
-        ArtefactError: the directory holds no index that this llmkit reads.
+        ArtefactError: a directory holds no index that this llmkit reads.
     """
-    index = Index.load(directory)
-    hashes = {split: [shard.sha256 for shard in shards] for split, shards in index.splits.items()}
-    deciding = [index.tokenizer_sha256, index.eos_token_id, index.dtype, hashes]
+    deciding: list[Any] = []
+    for directory in directories:
+        index = Index.load(directory)
+        hashes = {split: [shard.sha256 for shard in shards] for split, shards in index.splits.items()}
+        deciding += [index.tokenizer_sha256, index.eos_token_id, index.dtype, hashes]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

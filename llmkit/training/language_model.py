@@ -18,11 +18,12 @@ from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.models.causal import causal_config, check_config, new_causal_model, parameter_counts
 from llmkit.models.masking import check_document_masking
 from llmkit.pipeline.artefact import Artefact
+from llmkit.tokens.mixture import Mixture
 from llmkit.tokens.packing import packing_report
-from llmkit.tokens.samples import PackedDocuments, PackedSamples, TokenBlocks
-from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
+from llmkit.tokens.samples import JoinedSamples, PackedDocuments, TokenBlocks
+from llmkit.tokens.shards import Index, TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
-from llmkit.training.order import OrderedSamples
+from llmkit.training.order import MixedSamples, OrderedSamples
 from llmkit.training.throughput import flops_per_token, matrix_parameters
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
 
@@ -47,12 +48,13 @@ print(generate("Return the", max_new_tokens=40)[0]["generated_text"])
 
 def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:
     """Train on token shards; see `pretrain.pretrain`."""
-    assert config.tokens is not None, "the stage's `prepare` makes missing token shards"
+    assert config.sources(), "the stage's `prepare` makes missing token shards"
     disable_progress_bar()  # of loading and writing weights: they take no time, and a log file fills up with them
     directory = workspace.directory
-    tokens = Artefact.open(config.tokens, "tokenize")
-    tokenizer = AutoTokenizer.from_pretrained(tokens.directory / "tokenizer")
-    train_set, validation_set = _sample_sets(config, tokens)
+    shards = [Artefact.open(place, "tokenize") for place in config.sources()]
+    _check_one_tokenizer(shards)
+    tokenizer = AutoTokenizer.from_pretrained(shards[0].directory / "tokenizer")
+    train_set, validation_set = _sample_sets(config, shards)
     seed_model = _seed_model(config, workspace, tokenizer)
     if config.document_masking:
         check_document_masking(_load(config, seed_model))
@@ -81,9 +83,10 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
     )
     counts = parameter_counts(model)
     targets = validation_set.targets if validation_set else 0
+    ordered = _in_order(config, train_set, arguments.max_steps, per_step)
     trainer = LLMKitTrainer(
         workspace=workspace,
-        data=data_fingerprint(tokens.directory),
+        data=data_fingerprint(*(item.directory for item in shards)),
         keep=config.save_total_limit,
         permanent_steps=config.save_permanent_steps,
         write_card=partial(_write_checkpoint_card, model.config.model_type),
@@ -94,7 +97,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         targets_per_sample=targets / len(validation_set) if validation_set else None,
         model=model,
         args=arguments,
-        train_dataset=OrderedSamples(train_set, len(train_set), arguments.max_steps, per_step, config.seed),
+        train_dataset=ordered,
         eval_dataset=validation_set,
         data_collator=default_data_collator,  # that of tokenizers adds a mask, which hides where documents begin
         processing_class=tokenizer,
@@ -103,10 +106,9 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         f"{model.config.model_type} with {counts['total']:,} parameters, {len(train_set):,} samples of "
         f"{config.block_size} tokens, {per_step:,} a step"
     )
-    packed = packing_report(train_set, arguments.max_steps * per_step)
-    workspace.say(packed.line())
+    packing = _packing(config, shards, train_set, ordered, workspace)
     trainer.run(config.resume)
-    metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts, "packing": asdict(packed)}
+    metrics: dict[str, Any] = {**describe_run(trainer), "parameters": counts, **packing}
     metrics["epochs"] = metrics["steps"] * metrics["samples_per_step"] / len(train_set)
     metrics["tokens_learned"] = round(metrics["epochs"] * train_set.targets)
     metrics["data_chain"] = trainer.data_chain
@@ -116,14 +118,13 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         metrics["validation"] = {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
-            # With document masking, the first token of a document counts as much as the mean of the others.
-            "bits_per_byte": loss / math.log(2) * (len(validation_set.stream) - 1) / validation_set.stream.text_bytes,
+            "bits_per_byte": _bits_per_byte(loss, validation_set),
             "tokens": targets,
         }
         workspace.say(f"validation loss {loss:.4f}, {metrics['validation']['bits_per_byte']:.4f} bits per byte")
     trainer.save_model(str(directory))
     if workspace.is_main:
-        _describe(model.config.model_type, directory, tokens, metrics)
+        _describe(model.config.model_type, directory, shards, metrics)
     return metrics
 
 
@@ -135,20 +136,69 @@ def _load(config: PretrainConfig, place: Path | str) -> Any:
         raise ConfigError([f"{keys}: transformers gives no model: {failure}"]) from failure
 
 
-def _sample_sets(config: PretrainConfig, tokens: Artefact) -> tuple[PackedSamples, TokenBlocks | None]:
-    stream = TokenStream(tokens.directory, "train")
-    if len(stream) < config.block_size:
-        raise DataError(
-            f"the corpus has {len(stream):,} training tokens, fewer than one sample of {config.block_size}; "
-            f"lower --block_size or add text"
-        )
+def _check_one_tokenizer(shards: list[Artefact]) -> None:
+    first, *others = ((item.directory, Index.load(item.directory).tokenizer_sha256) for item in shards)
+    for directory, found in others:
+        if found != first[1]:
+            raise ArtefactError(
+                f"mixture: {first[0]} was written with the tokenizer {first[1][:16]}, {directory} with {found[:16]}; "
+                f"make one of them again with `llmkit tokenize` and the tokenizer of the other"
+            )
+
+
+def _sample_sets(config: PretrainConfig, shards: list[Artefact]) -> tuple[JoinedSamples, JoinedSamples | None]:
     packing = PackedDocuments if config.packing == "best_fit" else TokenBlocks
-    train_set = packing(stream, config.block_size, config.document_masking)
-    if not tokens.manifest.metrics["validation"]["tokens"]:
-        return train_set, None
-    # In blocks whatever the packing, so that the losses of runs that differ in it can be compared.
-    held_out = TokenStream(tokens.directory, "validation")
-    return train_set, TokenBlocks(held_out, config.block_size, config.document_masking)
+    train, held_out = [], []
+    for item in shards:
+        stream = TokenStream(item.directory, "train")
+        if len(stream) < config.block_size:
+            raise DataError(
+                f"the corpus has {len(stream):,} training tokens, fewer than one sample of {config.block_size}; "
+                f"lower --block_size or add text ({item.directory})"
+            )
+        train.append(packing(stream, config.block_size, config.document_masking))
+        if item.manifest.metrics["validation"]["tokens"]:
+            # In blocks whatever the packing, so that the losses of runs that differ in it can be compared.
+            stream = TokenStream(item.directory, "validation")
+            held_out.append(TokenBlocks(stream, config.block_size, config.document_masking))
+    return JoinedSamples(train), JoinedSamples(held_out) if held_out else None
+
+
+def _in_order(config: PretrainConfig, train_set: JoinedSamples, steps: int, per_step: int) -> OrderedSamples:
+    sizes = [len(samples) for samples in train_set.sources]
+    if len(sizes) == 1:
+        return OrderedSamples(train_set, sizes[0], steps, per_step, config.seed)
+    try:
+        mixture = Mixture(list(config.mixture.values()))
+    except ValueError as failure:
+        raise ConfigError([f"mixture: {failure}"]) from failure
+    return MixedSamples(train_set, sizes, mixture, steps, per_step, config.seed)
+
+
+def _packing(
+    config: PretrainConfig, shards: list[Artefact], train_set: JoinedSamples, ordered: OrderedSamples, workspace: Workspace
+) -> dict[str, Any]:
+    """What the run will see of its corpus, or of each corpus of its mixture; said, and for the metrics."""
+    if not isinstance(ordered, MixedSamples):
+        report = packing_report(train_set.sources[0], len(ordered))
+        workspace.say(report.line())
+        return {"packing": asdict(report)}
+    counts, total = ordered.mixture.counts(len(ordered)), sum(config.mixture.values())
+    described = []
+    for place, weight, item, samples, count in zip(
+        config.mixture, config.mixture.values(), shards, train_set.sources, counts, strict=True
+    ):
+        report = packing_report(samples, count)
+        workspace.say(f"{place}: {weight / total:.2%} of the samples asked, {count / len(ordered):.2%} given; {report.line()}")
+        shares = {"asked_share": weight / total, "realised_share": count / len(ordered), "samples_in_run": count}
+        described.append({"fingerprint": item.manifest.fingerprint, **shares, "packing": asdict(report)})
+    return {"mixture": described}
+
+
+def _bits_per_byte(loss: float, held_out: JoinedSamples) -> float:
+    # With document masking, the first token of a document counts as much as the mean of the others.
+    tokens = sum(len(samples.stream) - 1 for samples in held_out.sources)
+    return loss / math.log(2) * tokens / sum(samples.stream.text_bytes for samples in held_out.sources)
 
 
 def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any) -> Path | str:
@@ -172,10 +222,11 @@ def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any) ->
 
 
 def _check_same_tokenizer(config: PretrainConfig) -> None:
-    assert config.tokens is not None and config.model_name_or_path is not None
+    assert config.model_name_or_path is not None
+    shards = next(iter(config.sources()))
     directory = Path(config.model_name_or_path)
     if directory.is_dir():
-        TokenStream(Path(config.tokens), "train", tokenizer_directory=directory)
+        TokenStream(Path(shards), "train", tokenizer_directory=directory)
         return
     from huggingface_hub import hf_hub_download
 
@@ -185,20 +236,20 @@ def _check_same_tokenizer(config: PretrainConfig) -> None:
         raise ConfigError(
             [f"model_name_or_path: {config.model_name_or_path!r} is no directory, and the hub: {failure}"]
         ) from failure
-    if tokenizer_hash(Path(file).parent) != TokenStream(Path(config.tokens), "train").index.tokenizer_sha256:
-        raise ArtefactError(f"{config.tokens} was not written with the tokenizer of {config.model_name_or_path}")
+    if tokenizer_hash(Path(file).parent) != Index.load(Path(shards)).tokenizer_sha256:
+        raise ArtefactError(f"{shards} was not written with the tokenizer of {config.model_name_or_path}")
 
 
-def _describe(model_type: str, directory: Path, tokens: Artefact, metrics: dict[str, Any]) -> None:
+def _describe(model_type: str, directory: Path, shards: list[Artefact], metrics: dict[str, Any]) -> None:
     facts = {key: value for key, value in metrics.items() if not isinstance(value, dict) and key not in _OF_THE_MOMENT}
+    fingerprints = ", ".join(f"`{item.manifest.fingerprint[:12]}`" for item in shards)
     sections = {
         "What it is": f"A causal language model (`{model_type}`, {metrics['parameters']['total']:,} parameters) "
-        f"pretrained with llmkit on {tokens.manifest.metrics['train']['tokens']:,} tokens.",
+        f"pretrained with llmkit on {sum(item.manifest.metrics['train']['tokens'] for item in shards):,} tokens.",
         "How to use it": _USE,
         "Training": settings_table(facts),
         "Validation": settings_table(metrics["validation"]) if "validation" in metrics else "No validation text was held out.",
-        "Where it comes from": f"Token shards `{tokens.manifest.fingerprint[:12]}`; `manifest.json` and `llmkit trace` lead "
-        f"back to the raw bytes.",
+        "Where it comes from": f"Token shards {fingerprints}; `manifest.json` and `llmkit trace` lead back to the raw bytes.",
     }
     write_card(directory, _front_matter(model_type), f"{model_type} pretrained with llmkit", sections)
 
