@@ -18,6 +18,7 @@ from llmkit import cli, resources, stages
 from llmkit.parallel import launch
 from llmkit.pipeline import trace
 from llmkit.stages import STAGES
+from llmkit.tokens import verify
 
 if TYPE_CHECKING:
     from llmkit.pipeline.artefact import Artefact
@@ -117,6 +118,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(stages, "prepare_tokens", lambda resolved, runs: resolved)
     monkeypatch.setattr(stages, "finished_line", lambda stage, artefact: "")
     monkeypatch.setattr(trace, "trace", trace_it)
+    monkeypatch.setattr(verify, "faults", lambda directory: iter(()))
     return names
 
 
