@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,34 @@ def test_validation_is_that_of_all_sources_together(run: Any, tokens: Artefact, 
     assert both["tokens"] == 2 * one["tokens"]
     assert both["loss"] == pytest.approx(one["loss"], abs=1e-5)
     assert both["bits_per_byte"] == pytest.approx(one["bits_per_byte"], abs=1e-5)
+
+
+def test_a_packed_and_masked_mixture_is_the_same_after_a_resume_and_in_another_layout(
+    run: Any,
+    tokens: Artefact,
+    other_tokens: Artefact,
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from llmkit.training import language_model
+
+    mixture = {str(tokens.directory): 2, str(other_tokens.directory): 1}
+    settings = {**tiny, "mixture": mixture, "packing": "best_fit", "document_masking": True, "max_steps": 6, "save_steps": 2}
+    whole = run("pretrain", tmp_path / "whole", **settings)
+    with monkeypatch.context() as patched:
+        patched.setattr(language_model, "_describe", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("pretrain", tmp_path / "m", **settings)
+    shutil.rmtree(tmp_path / "m.partial" / "checkpoint-6")
+    capsys.readouterr()
+    resumed = run("pretrain", tmp_path / "m", **settings)
+    assert "going on from checkpoint-4" in capsys.readouterr().out
+    assert resumed.manifest.digest == whole.manifest.digest
+    layout = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "dataloader_num_workers": 2}
+    other = run("pretrain", tmp_path / "other", **{**settings, **layout})
+    assert other.manifest.metrics["data_chain"] == whole.manifest.metrics["data_chain"]
 
 
 def test_two_tokenizers_are_refused_with_both_hashes(
