@@ -88,6 +88,7 @@ def _help() -> str:
         "  status      what is fresh, stale, missing or running",
         "  trace       walk a file or a number back to the raw bytes",
         "  replay      make one step of a pretraining run again, and show what it was made of",
+        "  tokens      verify token shards, byte by byte",
         "",
         "stages, in the order data flows through them:",
     ]
@@ -201,7 +202,26 @@ def _replay(words: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run, "status": _status, "trace": _trace, "replay": _replay}
+def _tokens(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="llmkit tokens", description="Look into token shards.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    verify = actions.add_parser("verify", help="check every byte against the index, and name every fault")
+    verify.add_argument("directory", type=Path, help="a result of `llmkit tokenize`")
+    directory = parser.parse_args(words).directory
+
+    from llmkit.errors import ArtefactError
+    from llmkit.tokens.verify import faults
+
+    found = list(faults(directory))
+    if found:
+        count = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+        listed = "\n".join(f"  - {fault}" for fault in found)
+        raise ArtefactError(f"{directory} has {count}; make it again with `llmkit tokenize`:\n{listed}")
+    print(f"{directory}: every token, boundary and hash is as its index says")
+    return 0
+
+
+_COMMANDS = {"run": _run, "status": _status, "trace": _trace, "replay": _replay, "tokens": _tokens}
 
 
 if __name__ == "__main__":

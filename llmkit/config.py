@@ -54,7 +54,7 @@ def option(
     Args:
         default, factory: as in `dataclasses.field`; neither makes the setting required.
         role: `files` is a path or pattern whose *content* counts; `artefact` is the directory of an earlier stage's result
-            (or of any model), whose fingerprint counts.
+            (or of any model), whose fingerprint counts; in a mapping each key is one, and the values are settings.
         identity: whether the value can change the bytes of the result, and so belongs to the fingerprint.
         made_by: the stages whose results an `artefact` may be.
         kinds: the endings of the `files` that are read where a directory or a pattern is given; empty for all.

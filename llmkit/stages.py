@@ -159,7 +159,7 @@ def run_from_command_line(
         return 0
     if stage.show and not options.get("output_dir"):
         return stage.show_result(resolved.config)
-    if stage.prepare and resolved.config.tokens is None:  # type: ignore[attr-defined]
+    if stage.prepare and not resolved.config.sources():  # type: ignore[attr-defined]
         resolved = prepare_tokens(resolved, runs)
     processes = process_count(layout) if layout else rank()[1]
     output = Path(options["output_dir"]) if options.get("output_dir") else _default_output(stage, resolved, runs, processes)

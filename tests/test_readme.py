@@ -19,6 +19,7 @@ from llmkit.parallel import launch
 from llmkit.pipeline import trace
 from llmkit.stages import STAGES
 from llmkit.tasks import generate
+from llmkit.tokens import verify
 from llmkit.training import replay
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(generate, "show", lambda config: names.append("generate") or 0)
     monkeypatch.setattr(replay, "replay", replay_it)
     monkeypatch.setattr(launch, "launch_command", launch_command)
+    monkeypatch.setattr(verify, "faults", lambda directory: iter(()))
     return names
 
 

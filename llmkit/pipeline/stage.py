@@ -152,18 +152,21 @@ def identify(
         elif spec.role == "files":
             port_marks[name] = _content(named_files(value, name, spec.kinds), hashes, raw)
         else:
-            artefact = enclosing(Path(value)) if Path(value).exists() else None
-            if artefact is not None:
-                manifest = artefact.manifest
-                inputs[name] = InputRecord(manifest.stage, manifest.fingerprint, manifest.digest, str(artefact.directory))
-                inside = Path(value).resolve().relative_to(artefact.directory)  # a checkpoint within it, say
-                port_marks[name] = manifest.fingerprint if inside == Path() else f"{manifest.fingerprint}/{inside}"
-            elif Path(value).is_dir():  # a model from elsewhere
-                port_marks[name] = _content(named_files(value, name), hashes, raw)
-            elif spec.made_by or is_path(value):
-                raise DataError(f"{name}: there is no directory {value!r} (looked in {Path.cwd()})")
-            else:  # the name of a hub repository
-                settings[name] = value
+            for port, place in _places(name, value).items():
+                artefact = enclosing(Path(place)) if Path(place).exists() else None
+                if artefact is not None:
+                    manifest = artefact.manifest
+                    inputs[port] = InputRecord(manifest.stage, manifest.fingerprint, manifest.digest, str(artefact.directory))
+                    inside = Path(place).resolve().relative_to(artefact.directory)  # a checkpoint within it, say
+                    port_marks[port] = manifest.fingerprint if inside == Path() else f"{manifest.fingerprint}/{inside}"
+                elif Path(place).is_dir():  # a model from elsewhere
+                    port_marks[port] = _content(named_files(place, name), hashes, raw)
+                elif spec.made_by or is_path(place):
+                    raise DataError(f"{name}: there is no directory {place!r} (looked in {Path.cwd()})")
+                else:  # the name of a hub repository
+                    settings[port] = place
+            if isinstance(value, dict) and value:
+                settings[name] = list(value.values())
     for name, mark in config.raw_inputs().items():
         raw.append(FileRecord(name, Path(name).stat().st_size if Path(name).is_file() else 0, mark))
         port_marks[f"raw:{name}"] = mark
@@ -171,6 +174,13 @@ def identify(
     content = {"stage": stage.name, "version": stage.version, "settings": settings, "inputs": port_marks}
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return Identity(hashlib.sha256(text.encode()).hexdigest(), settings, inputs, raw)
+
+
+def _places(name: str, value: Any) -> dict[str, str]:
+    """The artefacts that a setting names, by port: one, or with a mapping each of its keys, numbered in their order."""
+    if isinstance(value, dict):
+        return {f"{name}.{number}": place for number, place in enumerate(value)}
+    return {name: value}
 
 
 def _content(files: dict[Path, str], hashes: FileHashes, raw: list[FileRecord]) -> list[list[str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from llmkit.errors import ArtefactError, DataError
 
 INDEX = "index.json"
 FORMAT_VERSION = 1
+_AT_ONCE = 1 << 20  # documents
 
 
 @dataclass
@@ -65,15 +67,17 @@ class Index:
             raise ArtefactError(f"{directory / INDEX} is not an index of token shards: {failure}") from None
 
 
-def data_fingerprint(directory: Path) -> str:
-    """One sha256 of all that decides what the token shards in a directory say, from the index alone.
+def data_fingerprint(*directories: Path) -> str:
+    """One sha256 of all that decides what the token shards in directories say, from their indexes alone.
 
     Raises:
-        ArtefactError: the directory holds no index that this llmkit reads.
+        ArtefactError: a directory holds no index that this llmkit reads.
     """
-    index = Index.load(directory)
-    hashes = {split: [shard.sha256 for shard in shards] for split, shards in index.splits.items()}
-    deciding = [index.tokenizer_sha256, index.eos_token_id, index.dtype, hashes]
+    deciding: list[Any] = []
+    for directory in directories:
+        index = Index.load(directory)
+        hashes = {split: [shard.sha256 for shard in shards] for split, shards in index.splits.items()}
+        deciding += [index.tokenizer_sha256, index.eos_token_id, index.dtype, hashes]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
@@ -172,9 +176,11 @@ class TokenStream:
         shards = self.index.splits.get(split, [])
         if not shards:
             raise DataError(f"{directory} has no tokens in its {split!r} split")
-        self.directory, self.shards = directory, shards
+        self.shards = shards
         self.arrays = [self._map(directory, shard) for shard in shards]
+        self.offsets = [self._map_offsets(directory, shard) for shard in shards]
         self.starts = np.concatenate([[0], np.cumsum([shard.tokens for shard in shards])])
+        self.documents = sum(shard.documents for shard in shards)
         self.text_bytes = sum(shard.bytes for shard in shards)
 
     def _map(self, directory: Path, shard: Shard) -> np.ndarray:
@@ -183,6 +189,18 @@ class TokenStream:
         if not path.is_file() or path.stat().st_size != shard.tokens * dtype.itemsize:
             raise ArtefactError(f"{path} is missing or cut short: the index says {shard.tokens:,} tokens")
         return np.memmap(path, dtype=dtype, mode="r", shape=(shard.tokens,))
+
+    def _map_offsets(self, directory: Path, shard: Shard) -> np.ndarray:
+        path = directory / f"{shard.name}.offsets.npy"
+        try:
+            offsets = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as failure:
+            raise ArtefactError(f"{path} cannot be read: {failure}") from None
+        if offsets.dtype != np.int64 or offsets.shape != (shard.documents + 1,):
+            raise ArtefactError(
+                f"{path} does not hold the boundaries of the {shard.documents:,} documents that the index says"
+            )
+        return offsets
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -209,9 +227,29 @@ class TokenStream:
         while start < stop:
             shard = int(np.searchsorted(self.starts, start, side="right")) - 1
             first = int(self.starts[shard])
-            offsets = np.load(self.directory / f"{self.shards[shard].name}.offsets.npy", mmap_mode="r")
+            offsets = self.offsets[shard]
             document = int(np.searchsorted(offsets, np.int64(start - first), side="right")) - 1
             begin, end = first + int(offsets[document]), first + int(offsets[document + 1])
             found.append(Passage(self.shards[shard].name, document, start - begin, min(stop, end) - begin))
             start = end
         return found
+
+    def document_starts(self, start: int, stop: int) -> np.ndarray:
+        """Where documents start from token `start` to before token `stop`, in order; int64."""
+        stop = min(stop, len(self))
+        pieces = []
+        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+        while start < stop:
+            base, end = int(self.starts[shard]), min(stop, int(self.starts[shard + 1]))
+            starts = self.offsets[shard][:-1]
+            first, last = np.searchsorted(starts, [start - base, end - base])
+            pieces.append(starts[first:last] + base)
+            start, shard = end, shard + 1
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+
+    def document_spans(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Where documents start and end, a bounded number at once: pairs of int64 arrays of one shape."""
+        for base, offsets in zip(self.starts.tolist(), self.offsets, strict=False):
+            for first in range(0, len(offsets) - 1, _AT_ONCE):
+                bounds = np.asarray(offsets[first : first + _AT_ONCE + 1]) + base
+                yield bounds[:-1], bounds[1:]

@@ -9,12 +9,14 @@ not depend on ranks, micro-batch, accumulation or data workers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
+
+from llmkit.tokens.mixture import Mixture
 
 DIGEST = "digest"
 _ROUNDS = 6
@@ -106,14 +108,42 @@ class OrderedSamples(Dataset):
 
     def of_step(self, step: int) -> np.ndarray:
         """The samples of an optimizer step of the run, from 0; int64 of shape [global_batch]."""
-        return sample_ids(step, self.global_batch, self.n, self.seed)
+        return self._ids_at(np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64))
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        positions = self.first + np.asarray(indices, dtype=np.int64)
-        return [self.samples[index] for index in samples_at(positions, self.n, self.seed).tolist()]
+        ids = self._ids_at(self.first + np.asarray(indices, dtype=np.int64))
+        return [self.samples[index] for index in ids.tolist()]
+
+    def _ids_at(self, positions: np.ndarray) -> np.ndarray:
+        return samples_at(positions, self.n, self.seed)
 
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([index])[0]
+
+
+class MixedSamples(OrderedSamples):
+    """The samples of a run that mixes sources in given shares; each source has an order and epochs of its own."""
+
+    def __init__(self, samples: Dataset, sizes: Sequence[int], mixture: Mixture, steps: int, global_batch: int, seed: int):
+        """As `OrderedSamples`.
+
+        Args:
+            samples: of all sources, one source after the other.
+            sizes: the number of samples of each source.
+            mixture: which source each position of the run takes its sample from.
+        """
+        super().__init__(samples, sum(sizes), steps, global_batch, seed)
+        self.sizes, self.mixture = sizes, mixture
+
+    def _ids_at(self, positions: np.ndarray) -> np.ndarray:
+        sources, numbers = self.mixture.at(positions)
+        ids = np.empty(positions.shape, dtype=np.int64)
+        before = 0
+        for source, size in enumerate(self.sizes):
+            here = sources == source
+            ids[here] = before + samples_at(numbers[here], size, self.seed + (source << 32))
+            before += size
+        return ids
 
 
 class Digesting:

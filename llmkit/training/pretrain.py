@@ -77,6 +77,10 @@ class PretrainConfig(TrainingConfig):
     """Token shards: the directory of a `tokenize` result. Without it, they are made from the corpus named below, or from the
     embedded one."""
 
+    mixture: dict[str, Any] = option(factory=dict, role="artefact", made_by=("tokenize",))
+    """Several token shards in place of `tokens`, with the weight of each: {runs/web: 0.7, runs/books: 0.3}. A run takes its
+    samples from them in these shares; a pass over the samples of all is an epoch. They must have one tokenizer."""
+
     train_file: list[str] | None = option(None, identity=False)
     """Own corpus, where no token shards are given: files, directories or patterns of .txt, .md, .jsonl(.gz|.zst), .parquet,
     .csv."""
@@ -130,6 +134,14 @@ class PretrainConfig(TrainingConfig):
 
     max_tokens: int | str | None = option(None)
     """Length of the run in tokens that are learned, such as 2e9 or 2B, rounded up to whole steps; in place of `max_steps`."""
+
+    packing: Literal["concat", "best_fit"] = option("concat")
+    """How documents become samples: `concat` cuts their stream into blocks; `best_fit` puts whole documents together that fill
+    a sample, and cuts only those that are longer than one. Validation data is cut into blocks either way."""
+
+    document_masking: bool = option(False)
+    """Whether a token sees nothing but its own document: positions start again with each, attention does not cross, and the
+    first token of a document is not learned."""
 
     attn_implementation: str | None = option(None)
     """Attention kernel: sdpa, eager, flash_attention_2, ... None: the best that transformers finds."""
@@ -193,9 +205,18 @@ class PretrainConfig(TrainingConfig):
         of_a_corpus = [name for name in CORPUS_SETTINGS if getattr(self, name) is not None]
         if self.tokens and of_a_corpus:
             yield f"tokens: token shards are given, and {', '.join(of_a_corpus)} to make them with; give one of the two"
+        if self.mixture and (self.tokens or of_a_corpus):
+            yield f"mixture: given together with {', '.join(['tokens'] if self.tokens else of_a_corpus)}; give one of the two"
+        for place, weight in self.mixture.items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+                yield f"mixture: the weight of {place} is {weight!r}, must be a number above 0"
         given = [name for name in OF_A_NEW_MODEL if getattr(self, name) not in (None, {}, "default", False)]
         if self.model_name_or_path and given:
             yield f"model_name_or_path: a model is given, and {', '.join(given)} for a new one; give one of the two"
+
+    def sources(self) -> dict[str, float]:
+        """The token shards of the run, with their weights."""
+        return {self.tokens: 1.0} if self.tokens else self.mixture
 
 
 def tokens_of(number: int | str) -> float:
