@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, default_data_collator
 from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ArtefactError, ConfigError, DataError
@@ -19,6 +19,7 @@ from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
+from llmkit.training.losses import ChunkedLoss
 from llmkit.training.order import OrderedSamples
 from llmkit.training.throughput import flops_per_token, matrix_parameters
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
@@ -74,6 +75,10 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         pad_token_id=tokenizer.pad_token_id,
         do_sample=True,
     )
+    if config.loss_chunk_size is not None:
+        if arguments.fsdp:
+            raise ConfigError(["loss_chunk_size: under FSDP no process has the whole output layer; set it to none"])
+        ChunkedLoss(model, config.loss_chunk_size)
     counts = parameter_counts(model)
     targets = _target_count(validation_set)
     trainer = LLMKitTrainer(
@@ -91,6 +96,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         args=arguments,
         train_dataset=OrderedSamples(train_set, len(train_set), arguments.max_steps, per_step, config.seed),
         eval_dataset=validation_set,
+        data_collator=default_data_collator,  # samples are of one length; the tokenizer's would look for what to fill up
         processing_class=tokenizer,
     )
     workspace.say(

@@ -123,7 +123,7 @@ class LLMKitTrainer(Trainer):
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         super().__init__(**arguments)
         self.data_fingerprint, self.keep, self.permanent_steps, self.write_card = data, keep, permanent_steps, write_card
-        self.targets_per_sample = targets_per_sample
+        self.targets_per_sample, self.items_per_sample = targets_per_sample, items_per_sample
         self.workspace = workspace
         self.data_chain = ""
         """Digest of all the data learned so far, in its order; see `order.Digesting`."""
@@ -255,6 +255,12 @@ class LLMKitTrainer(Trainer):
         if "loss" in logs:
             self._rates = self.throughput.measure(self.state.global_step)
         super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """Operations of a batch. Trainer counts the parameters of the model for it, anew for each batch."""
+        if self.throughput.flops_per_item is None or "input_ids" not in inputs:
+            return super().floating_point_ops(inputs)
+        return len(inputs["input_ids"]) * self.items_per_sample * self.throughput.flops_per_item
 
     def _count_epochs(self) -> None:
         if self._is_ordered:
