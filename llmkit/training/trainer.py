@@ -394,7 +394,8 @@ class LLMKitTrainer(Trainer):
     def _check_written(self, written: Path) -> None:
         # With partitioned weights no process has a whole tensor to compare with.
         partitioned = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        checkpoints.check_weights(written, None if partitioned else self.accelerator.unwrap_model(self.model))
+        model = None if partitioned else self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        checkpoints.check_weights(written, model)
 
 
 def describe_run(trainer: LLMKitTrainer) -> dict[str, Any]:
