@@ -19,7 +19,7 @@ from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
-from llmkit.training.losses import ChunkedLoss
+from llmkit.training.losses import set_up_loss
 from llmkit.training.order import OrderedSamples
 from llmkit.training.throughput import flops_per_token, matrix_parameters
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
@@ -75,10 +75,7 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
         pad_token_id=tokenizer.pad_token_id,
         do_sample=True,
     )
-    if config.loss_chunk_size is not None:
-        if arguments.fsdp:
-            raise ConfigError(["loss_chunk_size: under FSDP no process has the whole output layer; set it to none"])
-        ChunkedLoss(model, config.loss_chunk_size)
+    set_up_loss(model, config.loss_chunk_size, arguments)
     counts = parameter_counts(model)
     targets = _target_count(validation_set)
     trainer = LLMKitTrainer(

@@ -7,6 +7,7 @@ gradient of a chunk is made while its logits are there: nothing is computed twic
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,6 +18,32 @@ from llmkit.tokens.samples import IGNORED
 
 _LARGEST_DIFFERENCE = 1e-5
 """Relative difference of a loss in chunks from one in whole, in float32, that other orders of its sums explain."""
+
+_LARGE_VOCABULARY = 32_768
+"""From here on chunks are faster as well as smaller on a CPU; below they only save memory (docs/throughput.md)."""
+
+_CHUNK_SIZE = 1024
+
+
+def set_up_loss(model: Any, chunk_size: int | None, arguments: Any) -> None:
+    """Have a model compute its loss as the setting `loss_chunk_size` says.
+
+    Args:
+        arguments: transformers.TrainingArguments of the run.
+
+    Raises:
+        ConfigError: chunks are asked for and cannot be had.
+    """
+    if chunk_size:
+        if arguments.fsdp:
+            raise ConfigError(["loss_chunk_size: under FSDP no process has the whole output layer; set it to 0"])
+        ChunkedLoss(model, chunk_size)
+        return
+    pays = arguments.device.type == "cpu" and getattr(model.config, "vocab_size", 0) >= _LARGE_VOCABULARY
+    has_another = arguments.fsdp or arguments.use_liger_kernel or arguments.label_smoothing_factor
+    if chunk_size is None and pays and not has_another:
+        with suppress(ConfigError):
+            ChunkedLoss(model, _CHUNK_SIZE)
 
 
 class ChunkedLoss:
@@ -39,16 +66,19 @@ class ChunkedLoss:
         if not isinstance(head, torch.nn.Linear):
             raise ConfigError([f"loss_chunk_size: the output layer of {model.config.model_type} is not a linear one"])
         if hasattr(head.weight, "ds_numel"):
-            raise ConfigError(["loss_chunk_size: under ZeRO-3 no process has the whole output layer; set it to none"])
+            raise ConfigError(["loss_chunk_size: under ZeRO-3 no process has the whole output layer; set it to 0"])
         self.chunk_size, self._has_labels = chunk_size, False
         self._head: Any = head
         self._logits_of = head.forward
+        loss_before = model.loss_function
         difference = self._difference(model)
         if not difference <= _LARGEST_DIFFERENCE:
+            model.loss_function = loss_before
+            del self._head.forward
             raise ConfigError(
                 [
                     f"loss_chunk_size: {model.config.model_type} does more to its logits than compare them with the labels, "
-                    f"such as cap them, and its loss in chunks would be another one; set it to none"
+                    f"such as cap them, and its loss in chunks would be another one; set it to 0"
                 ]
             )
         self._watch(model)

@@ -82,8 +82,8 @@ class PretrainConfig(TrainingConfig):
     """Attention kernel: sdpa, eager, flash_attention_2, ... None: the best that transformers finds."""
 
     loss_chunk_size: int | None = option(None)
-    """Tokens whose logits are in memory at once, such as 1024; what it saves grows with the vocabulary. None: those of a
-    batch."""
+    """Tokens whose logits are in memory at once; 0: those of a whole batch. None: 1024 on a CPU where the vocabulary is large
+    (from 32,768 tokens on) and the architecture allows it, else 0."""
 
     eval_steps: int = option(200, identity=False)
     """Steps between two evaluations on the validation data; the end is always evaluated."""
@@ -101,9 +101,9 @@ class PretrainConfig(TrainingConfig):
                 yield f"{name}: is {getattr(self, name)}, must be at least 1"
         if self.block_size < 2:
             yield f"block_size: is {self.block_size}, must be at least 2: a token is predicted from the one before it"
-        if self.loss_chunk_size is not None:
-            if self.loss_chunk_size < 1:
-                yield f"loss_chunk_size: is {self.loss_chunk_size}, must be at least 1"
+        if self.loss_chunk_size:
+            if self.loss_chunk_size < 0:
+                yield f"loss_chunk_size: is {self.loss_chunk_size}, must be at least 0"
             for name in ("label_smoothing_factor", "use_liger_kernel"):
                 if self.training_arguments.get(name):
                     yield f"loss_chunk_size: {name} needs a loss of its own; give one of the two"

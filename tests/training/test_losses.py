@@ -8,12 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, linear
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig, MambaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MambaConfig,
+    TrainingArguments,
+)
 
 from llmkit.errors import ConfigError
 from llmkit.pipeline.artefact import Artefact
 from llmkit.training.ledger import read_ledger
-from llmkit.training.losses import ChunkedLoss, chunked_cross_entropy
+from llmkit.training.losses import ChunkedLoss, chunked_cross_entropy, set_up_loss
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
@@ -126,8 +134,13 @@ def test_without_labels_a_model_gives_its_logits_as_before() -> None:
 def test_a_model_that_caps_its_logits_is_refused() -> None:
     """As it is initialised, its logits are far below the cap, and nothing shows yet."""
     model = AutoModelForCausalLM.from_config(Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=16), dtype=torch.float32)
+    ids = torch.arange(12)[None]
+    expected = model(input_ids=ids, labels=ids)
     with pytest.raises(ConfigError, match="loss_chunk_size: gemma2 does more to its logits"):
         ChunkedLoss(model, 4)
+    as_it_was = model(input_ids=ids, labels=ids)
+    assert torch.equal(as_it_was.loss, expected.loss)
+    assert torch.equal(as_it_was.logits, expected.logits)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +159,30 @@ def test_architectures_that_are_not_refused_have_their_own_loss(config: Any) -> 
     assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("vocab_size", "chunk_size", "further", "in_chunks"),
+    [
+        (32_768, None, {}, True),
+        (32_767, None, {}, False),
+        (32_768, 0, {}, False),
+        (97, 8, {}, True),
+        (32_768, None, {"label_smoothing_factor": 0.1}, False),
+    ],
+)
+def test_chunks_are_the_default_for_large_vocabularies(
+    vocab_size: int, chunk_size: int | None, further: dict[str, Any], in_chunks: bool, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**{**SMALL, "vocab_size": vocab_size}))
+    set_up_loss(model, chunk_size, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **further))
+    ids = torch.arange(6)[None]
+    assert (model(input_ids=ids, labels=ids).logits.shape[-1] == 32) == in_chunks
+
+
 def test_a_run_in_chunks_has_the_losses_of_one_in_whole(
     run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     losses = []
-    for chunk_size in (None, 50):
+    for chunk_size in (0, 50):
         place = tmp_path / str(chunk_size)
         made = run("pretrain", place, tokens=tokens.directory, max_steps=4, loss_chunk_size=chunk_size, **tiny)
         losses.append([entry["loss"] for entry in read_ledger(made.directory / "metrics.jsonl") if "loss" in entry])
