@@ -95,8 +95,8 @@ def main() -> int:
     return 0
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line, or other words in its place."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a small model, few steps, 2 rounds: a minute or two")
     parser.add_argument("--rounds", type=int, help="runs of each side (default 5)")
@@ -121,7 +121,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--log", action="store_true", help="print an entry for benchmarks/LOG.md as well")
     parser.add_argument("--keep", type=Path, help="work here and leave everything (default: a temporary directory)")
     parser.add_argument("--bare", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     usual = {"rounds": 5, "num_params": "12M", "block_size": 256, "batch": 16, "steps": 60, "warmup": 10}
     if arguments.quick:
         usual = {"rounds": 2, "num_params": "2M", "block_size": 128, "batch": 8, "steps": 25, "warmup": 5}
