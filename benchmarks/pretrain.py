@@ -63,6 +63,8 @@ class Run:
     """One run of one side."""
 
     tokens_per_second: float
+    processor_seconds: float
+    """Time that its threads were at work, a token; unlike the rate it stands when others use the machine as well."""
     peak_bytes: int
     """Most memory of its process; on a GPU, most memory of the device in use beyond what was before."""
     seconds: float
@@ -128,8 +130,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     for name, value in usual.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    if arguments.steps - arguments.warmup < 2 * arguments.log_every:
-        parser.error("--steps: between the warm-up and the end must be at least two lines of --log_every steps")
+    if arguments.steps // arguments.log_every - math.ceil(arguments.warmup / arguments.log_every) < 2:
+        parser.error("--steps: after the warm-up must come at least two lines, one every --log_every steps")
     return arguments
 
 
@@ -333,7 +335,7 @@ def run_clm_sides(case: dict[str, Any], given: Path) -> list[Side]:
     stream = TokenStream(Path(case["tokens"]), "train")
     needed = min(len(stream), 2 * case["steps"] * case["batch"] * case["block_size"])
     tokenizer = AutoTokenizer.from_pretrained(case["model"])
-    pieces = (stream.read(start, min(start + 4096, needed)) for start in range(0, needed, 4096))
+    pieces = (stream.read(start, min(start + 512, needed)) for start in range(0, needed, 512))
     lines = [json.dumps({"text": tokenizer.decode(piece)}) + "\n" for piece in pieces]
     (place / "train.json").write_text("".join(lines), encoding="utf-8")
     environment = {}
@@ -426,12 +428,12 @@ def measure(side: Side, case: dict[str, Any]) -> Run:
             side.command, cwd=side.directory, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         said: list[str] = []
-        marks: list[float] = []
+        marks: list[tuple[float, float]] = []
         assert process.stdout is not None
         for line in process.stdout:
             said.append(line)
             if side.steps_said(line):
-                marks.append(time.perf_counter())
+                marks.append((time.perf_counter(), processor_seconds(process.pid)))
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
@@ -439,11 +441,20 @@ def measure(side: Side, case: dict[str, Any]) -> Run:
     timed = marks[math.ceil(case["warmup"] / case["log_every"]) :]
     if len(timed) < 2:
         raise SystemExit(f"{side.name} said too little of its steps:\n{''.join(said[-25:])}")
-    steps = (len(timed) - 1) * case["log_every"]
-    rate = steps * case["batch"] * case["block_size"] / (timed[-1] - timed[0])
+    tokens = (len(timed) - 1) * case["log_every"] * case["batch"] * case["block_size"]
+    (first, busy_before), (last, busy_after) = timed[0], timed[-1]
     unit = 1 if sys.platform == "darwin" else 1024
     peak = most_on_device() if case["device"] == "cuda" else usage.ru_maxrss * unit
-    return Run(rate, peak, time.perf_counter() - started)
+    return Run(tokens / (last - first), (busy_after - busy_before) / tokens, peak, time.perf_counter() - started)
+
+
+def processor_seconds(process: int) -> float:
+    """Time that the threads of a process have been at work; not a number where the system does not say it as Linux does."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -479,22 +490,26 @@ def device_memory(device: str) -> Iterator[Callable[[], int]]:
 def table(sides: list[Side], runs: dict[str, list[Run]], arguments: argparse.Namespace) -> list[str]:
     """The rates as ratios to the bare loop of the same round, in Markdown."""
     lines = [
-        "| | tokens/s to bare loop | lowest to highest | tokens/s | peak memory | |",
-        "|---|---|---|---|---|---|",
+        "| | tokens/s to bare loop | lowest to highest | processor time to bare loop | tokens/s | peak memory | |",
+        "|---|---|---|---|---|---|---|",
     ]
     for side in sides:
         ratios = [
             own.tokens_per_second / floor.tokens_per_second for own, floor in zip(runs[side.name], runs[_FLOOR], strict=True)
         ]
+        busy = [
+            own.processor_seconds / floor.processor_seconds for own, floor in zip(runs[side.name], runs[_FLOOR], strict=True)
+        ]
         rate = statistics.median(run.tokens_per_second for run in runs[side.name])
         peak = statistics.median(run.peak_bytes for run in runs[side.name])
         lines.append(
-            f"| {side.name} | {statistics.median(ratios):.3f} | {min(ratios):.3f} to {max(ratios):.3f} | {rate:,.0f} | "
+            f"| {side.name} | {statistics.median(ratios):.3f} | {min(ratios):.3f} to {max(ratios):.3f} | "
+            f"{statistics.median(busy):.3f} | {rate:,.0f} | "
             f"{peak / 2**20:,.0f} MiB | {side.note} |"
         )
     for name, given in (("nanoGPT", arguments.nanogpt), ("run_clm", arguments.run_clm)):
         if not given:
-            lines.append(f"| {name} | not given | | | | |")
+            lines.append(f"| {name} | not given | | | | | |")
     return lines
 
 
