@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 import shlex
 import sys
 from collections import Counter
@@ -150,6 +151,9 @@ def test_every_command_parses(
         check_llmkit(arguments, started, capsys)
     elif words[:2] == ["accelerate", "launch"]:
         check_launch(arguments[1:], started, capsys)
+    elif program == "python":
+        parse = runpy.run_path(str(ROOT / arguments[0]))["parse"]
+        parse(arguments[1:])
     else:
         assert words in (["source", ".venv/bin/activate"], [".ci/run"]), "a command that this test does not know"
 

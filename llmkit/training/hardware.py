@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,14 +36,28 @@ def use_cpu_well(threads: int | None) -> None:
         threads: threads of this process; None shares the cores among the processes on this machine.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, cores // processes))
+    torch.set_num_threads(threads or max(1, usable_cores() // processes))
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which accelerate imports where it finds it, warns otherwise
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # glibc; musl has none
             libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
             libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: those it may run on, or fewer where its container has a smaller share of their time.
+
+    Args:
+        quota: `cpu.max` of control groups, version 2 (Linux, Documentation/admin-guide/cgroup-v2.rst): microseconds of time,
+            or max, in a period of so many microseconds.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        time, period = quota.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if time == "max" else max(1, min(cores, int(time) // int(period)))
 
 
 def has_fast_bf16(cpu: bool) -> bool:

@@ -26,6 +26,7 @@ from llmkit.tokens.samples import JoinedSamples, PackedDocuments, TokenBlocks
 from llmkit.tokens.shards import Index, TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
 from llmkit.training.instability import UpdateGuard
+from llmkit.training.losses import set_up_loss
 from llmkit.training.order import MixedSamples, OrderedSamples
 from llmkit.training.pretrain import tokens_of
 from llmkit.training.schedules import RunLength, schedule_of
@@ -94,6 +95,7 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
         pad_token_id=tokenizer.pad_token_id,
         do_sample=True,
     )
+    set_up_loss(model, 0 if config.z_loss else config.loss_chunk_size, arguments)
     counts = parameter_counts(model)
     targets = validation_set.targets if validation_set else 0
     ordered = _in_order(config, train_set, arguments.max_steps, per_step)

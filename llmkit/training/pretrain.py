@@ -149,6 +149,10 @@ class PretrainConfig(TrainingConfig):
     z_loss: float = option(0.0)
     """Weight of the mean of log(Z)^2 in the training loss (Chowdhery et al. 2022 take 1e-4); it keeps logits from drifting."""
 
+    loss_chunk_size: int | None = option(None)
+    """Tokens whose logits are in memory at once; 0: those of a whole batch. None: 1024 on a CPU where the vocabulary is large
+    (from 32,768 tokens on), there is no `z_loss` and the architecture allows it, else 0."""
+
     eval_steps: int = option(200, identity=False)
     """Steps between two evaluations on the validation data; the end is always evaluated."""
 
@@ -187,13 +191,20 @@ class PretrainConfig(TrainingConfig):
             yield f"block_size: is {self.block_size}, must be at least 2: a token is predicted from the one before it"
         if self.z_loss < 0:
             yield f"z_loss: is {self.z_loss}, must not be below 0"
-        if self.z_loss and self.training_arguments.get("use_liger_kernel"):
-            yield "z_loss: is computed from the logits, which use_liger_kernel never has in one piece; give one of the two"
+        for name in ("use_liger_kernel", "loss_chunk_size"):
+            if self.z_loss and (self.training_arguments.get(name) or getattr(self, name, None)):
+                yield f"z_loss: is computed from the logits, which {name} never has in one piece; give one of the two"
         if self.max_tokens is not None:
             if self.max_steps > 0:
                 yield "max_tokens: max_steps also says how long the run is; give one of the two"
             if tokens_of(self.max_tokens) < 1:
                 yield f"max_tokens: {self.max_tokens!r} is no number of tokens; write 2e9 or 2B"
+        if self.loss_chunk_size:
+            if self.loss_chunk_size < 0:
+                yield f"loss_chunk_size: is {self.loss_chunk_size}, must be at least 0"
+            for name in ("label_smoothing_factor", "use_liger_kernel"):
+                if self.training_arguments.get(name):
+                    yield f"loss_chunk_size: {name} needs a loss of its own; give one of the two"
         if self.save_permanent_steps is not None and (
             self.save_permanent_steps < 1 or self.save_permanent_steps % self.save_steps
         ):

@@ -155,7 +155,7 @@ class LLMKitTrainer(Trainer):
         self.optimizer_shares: dict[str, dict[str, int]] = {}
         """What each optimizer owns; see `optimizers.shares`."""
         self.data_fingerprint, self.keep, self.permanent_steps, self.write_card = data, keep, permanent_steps, write_card
-        self.targets_per_sample = targets_per_sample
+        self.targets_per_sample, self.items_per_sample = targets_per_sample, items_per_sample
         self.schedule = schedule
         self.z_loss = ZLoss(z_loss, self.args.gradient_accumulation_steps, self.args.world_size) if z_loss else None
         self.workspace = workspace
@@ -374,6 +374,12 @@ class LLMKitTrainer(Trainer):
         if "loss" in logs:
             self.guard.logged()
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """Operations of a batch. Trainer counts the parameters of the model for it, anew for each batch."""
+        if self.throughput.flops_per_item is None or "input_ids" not in inputs:
+            return super().floating_point_ops(inputs)
+        return len(inputs["input_ids"]) * self.items_per_sample * self.throughput.flops_per_item
+
     def _count_epochs(self) -> None:
         if self._is_ordered:
             self.state.epoch = self.state.global_step * samples_per_step(self.args) / self.train_dataset.n
@@ -556,7 +562,8 @@ class LLMKitTrainer(Trainer):
         return is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
 
     def _check_written(self, written: Path) -> None:
-        checkpoints.check_weights(written, None if self._is_partitioned() else self.accelerator.unwrap_model(self.model))
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        checkpoints.check_weights(written, None if self._is_partitioned() else model)
 
 
 def describe_run(trainer: LLMKitTrainer) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmkit.pipeline.artefact import Artefact
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAIN = ROOT / "benchmarks" / "pretrain.py"
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize(("asked", "parameters"), [("2M", 2e6), ("12M", 12e6), ("124M", 124e6), ("1B", 1e9)])
+def test_a_model_of_the_benchmark_has_about_the_size_asked_for(asked: str, parameters: float, model_type: str) -> None:
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    overrides = runpy.run_path(str(PRETRAIN))["shape"](asked, model_type, 8192)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](vocab_size=8192, **overrides))
+    assert sum(weights.numel() for weights in model.parameters()) == pytest.approx(parameters, rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_pretraining_prints_its_table(tokens: Artefact, tmp_path: Path) -> None:
+    words = ["--quick", "--rounds", "1", "--num_params", "0.2M", "--steps", "15", "--warmup", "2", "--threads", "1", "--log"]
+    done = subprocess.run(
+        [sys.executable, str(PRETRAIN), *words, "--tokens", str(tokens.directory), "--keep", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {cells[1]: cells for line in done.stdout.splitlines() if len(cells := [c.strip() for c in line.split("|")]) > 6}
+    assert rows["bare loop"][2] == "1.000"
+    assert float(rows["llmkit"][2]) > 0
+    assert rows["nanoGPT"][2] == rows["run_clm"][2] == "not given"
+    assert "MiB" in rows["llmkit"][6]
+    assert "- hardware:" in done.stdout
