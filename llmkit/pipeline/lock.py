@@ -86,11 +86,13 @@ def _acquire(directory: Path, wait: bool, say: Callable[[str], None]) -> int:
     told = False
     deadline = time.monotonic() + _PATIENCE
     while True:
-        directory.mkdir(parents=True, exist_ok=True)
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(directory, os.O_RDONLY)
-        except FileNotFoundError:
-            continue  # renamed between the two lines: the holder has just finished
+        except (FileExistsError, FileNotFoundError):
+            if os.path.lexists(directory) and not directory.is_dir():
+                raise
+            continue  # renamed or removed between two looks at it: the holder has just finished
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

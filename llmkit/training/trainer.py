@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from llmkit.training.arguments import TrainingConfig
 
 
-_GUARD = "UpdateGuard"
-"""Under this name the state of the guard lies in `trainer_state.json`, as that of a stateful callback would."""
+_GUARD, _LOSS = "UpdateGuard", "LossSinceLog"
+"""The names of the states of guard and running loss in `trainer_state.json`, where those of stateful callbacks lie as well."""
 
 
 def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> TrainingArguments:
@@ -166,6 +166,7 @@ class LLMKitTrainer(Trainer):
         self._learning_rates: list[float] = []
         self._resumed_from: str | None = None
         self._random_state_in: str | None = None
+        self._loss_in: dict[str, Any] | None = None
         self._is_writing = False
         self._is_ordered = isinstance(self.train_dataset, OrderedSamples)
         self.guard = guard
@@ -197,7 +198,7 @@ class LLMKitTrainer(Trainer):
             resume: where to go on, see the setting `resume`.
 
         Returns:
-            The TrainOutput of transformers, and whether the run began at its start.
+            The TrainOutput of transformers.
 
         Raises:
             ArtefactError: the checkpoint asked for is not whole, or of other data.
@@ -218,6 +219,7 @@ class LLMKitTrainer(Trainer):
             self.state = TrainerState.load_from_json(os.path.join(self._resumed_from, "trainer_state.json"))
             if _GUARD in self.state.stateful_callbacks:
                 self.guard.restore(self.state.stateful_callbacks[_GUARD]["attributes"])
+                self._loss_in = self.state.stateful_callbacks[_LOSS]["attributes"]
             # A checkpoint is written before the evaluation of its step, which the killed run may not have come to.
             at_this_step = self.args.eval_strategy == "steps" and self.state.global_step % self.args.eval_steps == 0
             self.args.eval_on_start = at_this_step and self._evaluated_at(self.state.global_step) is None
@@ -249,12 +251,29 @@ class LLMKitTrainer(Trainer):
         if step >= last:
             self.control.should_training_stop = True
             return
+        self._restore_loss()
         if self._is_ordered:
             self.train_dataset.resume_at(step)
             arguments["num_update_steps_per_epoch"] = last - step
             arguments["steps_in_epoch"] = (last - step) * self.args.gradient_accumulation_steps
             arguments["steps_trained_in_current_epoch"] = 0
         super()._run_epoch(**arguments)
+
+    def _loss_since_log(self) -> dict[str, Any]:
+        """The losses summed up since the last log, of each rank: the next log is their mean, also after a resume."""
+        z_loss = self.z_loss.since_log if self.z_loss is not None else 0.0
+        sums = torch.stack([self._tr_loss, torch.as_tensor(z_loss, device=self._tr_loss.device)])
+        return {"logged_at": self._globalstep_last_logged, "of_ranks": self.accelerator.gather(sums[None]).tolist()}
+
+    def _restore_loss(self) -> None:
+        if self._loss_in is None:
+            return
+        of_ranks, ranks = torch.tensor(self._loss_in["of_ranks"], device=self.args.device), self.args.world_size
+        loss, z_loss = of_ranks[self.args.process_index] if len(of_ranks) == ranks else of_ranks.mean(dim=0)
+        self._tr_loss, self._globalstep_last_logged = loss.clone(), self._loss_in["logged_at"]
+        if self.z_loss is not None:
+            self.z_loss.go_on(z_loss.clone(), self.state.global_step - self._globalstep_last_logged)
+        self._loss_in = None
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The batches of a step, and the number of tokens in them that are learned, on all ranks."""
@@ -532,7 +551,8 @@ class LLMKitTrainer(Trainer):
         if self.is_world_process_zero():
             shutil.rmtree(directory / checkpoints.WRITING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.state.stateful_callbacks[_GUARD] = {"args": {}, "attributes": self.guard.state()}
+        for key, state in ((_GUARD, self.guard.state()), (_LOSS, self._loss_since_log())):
+            self.state.stateful_callbacks[key] = {"args": {}, "attributes": state}
         self._is_writing = True
         try:
             super()._save_checkpoint(model, trial)

@@ -39,8 +39,13 @@ class ZLoss:
             accumulated: micro-batches of an optimizer step, on each process.
         """
         self.weight, self.accumulated, self.processes = weight, accumulated, processes
-        self._sum: torch.Tensor | float = 0.0  # stays on the device between two logs
+        self.since_log: torch.Tensor | float = 0.0
+        """Its sum on this rank since the last log; stays on the device."""
         self._micro_batches = 0
+
+    def go_on(self, since_log: torch.Tensor, steps: int) -> None:
+        """Go on as a run that has made some steps since its last log."""
+        self.since_log, self._micro_batches = since_log, steps * self.accumulated
 
     def added_to(self, loss: torch.Tensor, logits_BTV: torch.Tensor, labels_BT: torch.Tensor, num_items: Any) -> torch.Tensor:
         """The loss of a micro-batch as Trainer computed it, with the weighted z-loss.
@@ -52,13 +57,13 @@ class ZLoss:
         value = self.weight * z_loss(logits_BTV, labels_BT, num_items)
         if num_items is not None:
             value = value * self.processes
-        self._sum = self._sum + (value.detach() if num_items is not None else value.detach() / self.accumulated)
+        self.since_log = self.since_log + (value.detach() if num_items is not None else value.detach() / self.accumulated)
         self._micro_batches += 1
         return loss + value
 
     def since_last(self, accelerator: Any) -> float:
         """The weighted z-loss of a step, its mean over the steps since the last time and over all ranks."""
         steps = self._micro_batches / self.accumulated
-        mean = accelerator.reduce(torch.as_tensor(self._sum), reduction="mean").item() / steps
-        self._sum, self._micro_batches = 0.0, 0
+        mean = accelerator.reduce(torch.as_tensor(self.since_log), reduction="mean").item() / steps
+        self.since_log, self._micro_batches = 0.0, 0
         return mean

@@ -183,6 +183,17 @@ def test_exact_resume_of_two_ranks(settings: dict[str, Any], whole: Artefact, tm
     assert [entry.get("data_chain") for entry in ledger(uninterrupted)] == [entry.get("data_chain") for entry in ledger(whole)]
 
 
+@pytest.mark.slow
+def test_exact_resume_of_a_loss_that_two_ranks_log_later(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**settings, "max_steps": 8, "logging_steps": 4, "save_permanent_steps": 3}
+    finish(on_two_ranks(tmp_path / "whole", settings))
+    whole = Artefact.open(tmp_path / "whole", "pretrain")
+    checkpoint = whole.directory / "checkpoints" / "checkpoint-3"
+    finish(on_two_ranks(tmp_path / "resumed", {**settings, "resume": str(checkpoint)}))
+    assert len(losses(whole)) == 2
+    assert losses(Artefact.open(tmp_path / "resumed", "pretrain")) == losses(whole)
+
+
 # Sums of float32 gradients in another order: relative differences of 1e-7 a sum, which a few steps of Adam, dividing by small
 # second moments, raise; a hundred times more is what other data would make at the least.
 REORDERED = 1e-3

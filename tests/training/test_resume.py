@@ -210,6 +210,25 @@ def test_resume_never_starts_anew_and_a_path_is_gone_on_from(
         run("pretrain", tmp_path / "third", **settings, resume=str(tmp_path / "nowhere"))
 
 
+def test_a_loss_that_is_logged_after_a_resume_is_that_of_all_steps_since_the_last_log(
+    run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**tiny, "tokens": tokens.directory, "z_loss": 1e-2, "max_steps": 8, "logging_steps": 4}
+    settings.update(save_steps=3, save_permanent_steps=3)
+    whole = run("pretrain", tmp_path / "whole", **settings)
+    resumed = run("pretrain", tmp_path / "resumed", **settings, resume=str(whole.directory / "checkpoints" / "checkpoint-3"))
+    logged = [
+        [
+            (entry["step"], entry["loss"], entry["z_loss"])
+            for entry in read_ledger(made.directory / "metrics.jsonl")
+            if "loss" in entry
+        ]
+        for made in (whole, resumed)
+    ]
+    assert [step for step, *_ in logged[0]] == [4, 8]
+    assert logged[0] == logged[1]
+
+
 def test_a_checkpoint_of_other_data_is_refused_with_both_fingerprints(
     run: Any, unfinished: tuple[Path, dict[str, Any]], make_corpus: Any, tokenizer: Artefact, tmp_path: Path
 ) -> None:
