@@ -33,9 +33,9 @@ DUMPS = "dumps"
 
 _JUST_NOW = 2_000_000_000  # nanoseconds; the coarsest clock of a common file system has steps of 2 s
 
-# Files, and a directory, that tell how a result came about. They hold times and origins, so two identical results differ in
-# them.
-_RECORDS = {SETTINGS, LEDGER, SAMPLES, DUMPS}
+# Files and directories that tell how a result came about (transformers puts TensorBoard's into `runs`). They hold times and
+# origins, so two identical results differ in them.
+_RECORDS = {SETTINGS, LEDGER, SAMPLES, DUMPS, "runs"}
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "deepspeed", "numpy", "pyarrow", "scikit-learn")
 

@@ -13,7 +13,7 @@ from llmkit.pipeline.artefact import write_synced
 
 
 class Ledger(TrainerCallback):
-    """Writes each log of the main process to a file."""
+    """Writes each log of the main process to a file, and hands it on to the callbacks after it."""
 
     def __init__(self, path: Path, facts: Callable[[], dict[str, Any]] = dict):
         """Set up.
@@ -51,9 +51,12 @@ class Ledger(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or logs is None:
             return
-        entry = {"step": state.global_step, **logs, **(self.facts() if "loss" in logs else {})}
+        facts = self.facts() if "loss" in logs else {}
+        entry = {"step": state.global_step, **logs, **facts}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        # For the trackers of `report_to`, which come after the ledger and take numbers only.
+        logs.update({name: value for name, value in facts.items() if isinstance(value, (int, float))})
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -143,7 +143,12 @@ class LLMKitTrainer(Trainer):
         """
         self._lr_multipliers = lr_multipliers
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
-        super().__init__(**arguments)
+        try:
+            super().__init__(**arguments)
+        except (RuntimeError, ValueError) as failure:
+            if not any(words in str(failure) for words in ("Callback requires", "is not supported, only")):
+                raise
+            raise ConfigError([f"report_to: {failure}"]) from failure  # a tracker that is not installed, or that nobody knows
         if self.args.optim == MUON and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ConfigError(
                 [
@@ -182,7 +187,7 @@ class LLMKitTrainer(Trainer):
         self.throughput = Throughput(samples_per_step(self.args) * items_per_sample, items, flops_per_item, peak)
         self.add_callback(self.stop)
         self.add_callback(self.throughput)
-        self.add_callback(Ledger(workspace.directory / LEDGER, self._ledger_facts))
+        self.callback_handler.callbacks.insert(0, Ledger(workspace.directory / LEDGER, self._ledger_facts))
         self.add_callback(Progress(workspace.say, self.throughput))
 
     def _measured_peak(self) -> float:

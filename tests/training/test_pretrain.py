@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,43 @@ def test_every_line_of_the_ledger_is_json_with_a_step(base_model: Artefact) -> N
     entries = [json.loads(line) for line in lines]
     assert [entry["step"] for entry in entries] == sorted(entry["step"] for entry in entries)
     assert any("eval_loss" in entry for entry in entries), "the end is always evaluated"
+
+
+def tensorboard_events(path: Path) -> Iterator[Any]:
+    """The events of a TensorBoard file: each has 8 bytes of length, 4 of checksum, its own, and 4 of checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    content = path.read_bytes()
+    while content:
+        end = 12 + int.from_bytes(content[:8], "little")
+        yield Event.FromString(content[12:end])
+        content = content[end + 4 :]
+
+
+def test_a_tracker_gets_what_the_ledger_has_and_the_result_is_the_same(
+    run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    settings = {**tiny, "tokens": tokens.directory, "max_steps": 5}
+    tracked = run("pretrain", tmp_path / "tracked", **settings, report_to="tensorboard")
+    found: dict[tuple[str, int], float] = {}
+    for path in (tracked.directory / "runs").rglob("events.out.*"):
+        for event in tensorboard_events(path):
+            found.update({(value.tag, event.step): value.simple_value for value in event.summary.value})
+    entries = [entry for entry in read_ledger(tracked.directory / "metrics.jsonl") if "loss" in entry]
+    assert len(entries) == 5
+    for entry in entries:
+        for name in {"loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second", "mfu"} & entry.keys():
+            assert found[f"train/{name}", entry["step"]] == pytest.approx(entry[name], rel=1e-6)
+    assert ("train/mfu", 5) in found
+    assert run("pretrain", tmp_path / "alone", **settings).manifest.digest == tracked.manifest.digest
+
+
+@pytest.mark.parametrize(
+    ("tracker", "said"), [("mlflow", "report_to: MLflowCallback requires"), ("tensorbord", "report_to: tensorbord is not")]
+)
+def test_a_tracker_that_cannot_be_had_is_refused(
+    tracker: str, said: str, run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run("pretrain", tmp_path / "m", tokens=tokens.directory, max_steps=2, report_to=tracker, **tiny)
