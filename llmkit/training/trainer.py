@@ -145,7 +145,7 @@ class LLMKitTrainer(Trainer):
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         try:
             super().__init__(**arguments)
-        except (RuntimeError, ValueError) as failure:
+        except (ImportError, RuntimeError, ValueError) as failure:
             if not any(words in str(failure) for words in ("Callback requires", "is not supported, only")):
                 raise
             raise ConfigError([f"report_to: {failure}"]) from failure  # a tracker that is not installed, or that nobody knows

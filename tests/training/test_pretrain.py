@@ -272,7 +272,7 @@ def test_a_tracker_gets_what_the_ledger_has_and_the_result_is_the_same(
 
 
 @pytest.mark.parametrize(
-    ("tracker", "said"), [("mlflow", "report_to: MLflowCallback requires"), ("tensorbord", "report_to: tensorbord is not")]
+    ("tracker", "said"), [("wandb", "report_to: WandbCallback requires"), ("tensorbord", "report_to: tensorbord is not")]
 )
 def test_a_tracker_that_cannot_be_had_is_refused(
     tracker: str, said: str, run: Any, tokens: Artefact, tiny: dict[str, Any], tmp_path: Path
