@@ -30,7 +30,7 @@ def use_cpu_well(threads: int | None) -> None:
 
     `accelerate launch` starts a CPU process with one thread (OMP_NUM_THREADS=1); here it gets its share of the cores. And
     glibc gives the memory of large activations back to the system after every step, to be cleared anew for the next; told to
-    keep it, a step of the quick-start model takes 12% less time (benchmarks/LOG.md).
+    keep it, a step of a small model takes 0.6 of the processor time (benchmarks/LOG.md).
 
     Args:
         threads: threads of this process; None shares the cores among the processes on this machine.
