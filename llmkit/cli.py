@@ -79,6 +79,8 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _help() -> str:
+    import textwrap
+
     from llmkit import resources
     from llmkit.stages import STAGES
 
@@ -95,7 +97,8 @@ def _help() -> str:
     lines += [f"  {stage.name:11} {stage.summary}" for stage in STAGES.values()]
     lines += ["", "shipped:"]
     for kind in ("pipelines", "recipes", "accelerate_configs"):
-        lines.append(f"  {kind}: {', '.join(resources.names(kind))}")
+        named = f"{kind}: {', '.join(resources.names(kind))}"
+        lines += textwrap.wrap(named, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return "\n".join(lines)
 
 
