@@ -16,6 +16,7 @@ from llmkit.pipeline.artefact import enclosing
 from llmkit.tasks import text_classification as task
 from llmkit.tasks.tables import REVIEWS, read_dataset, read_table, source_name, validation_split
 from llmkit.training.card import settings_table, write_card
+from llmkit.training.hardware import set_up
 from llmkit.training.instability import UpdateGuard
 from llmkit.training.schedules import RunLength, schedule_of
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
@@ -75,6 +76,7 @@ def load_examples(config: FinetuneConfig) -> Examples:
 
 def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
     """Fine-tune a classifier; see `finetune.finetune`."""
+    set_up(config)
     disable_progress_bar()
     directory = workspace.directory
     data = load_examples(config)

@@ -25,6 +25,12 @@ def on_cpu(config: TrainingConfig) -> bool:
     return bool(config.training_arguments.get("use_cpu")) or not torch.accelerator.is_available()
 
 
+def set_up(config: TrainingConfig) -> None:
+    """Set this process up for the hardware that it trains on; before any model is made or saved."""
+    if on_cpu(config):
+        use_cpu_well(config.cpu_threads)
+
+
 def use_cpu_well(threads: int | None) -> None:
     """Set this process up for training on the CPU.
 

@@ -25,6 +25,7 @@ from llmkit.tokens.packing import packing_report
 from llmkit.tokens.samples import JoinedSamples, PackedDocuments, TokenBlocks
 from llmkit.tokens.shards import Index, TokenStream, data_fingerprint, tokenizer_hash
 from llmkit.training.card import settings_table, write_card
+from llmkit.training.hardware import set_up
 from llmkit.training.instability import UpdateGuard
 from llmkit.training.losses import set_up_loss
 from llmkit.training.order import MixedSamples, OrderedSamples
@@ -60,6 +61,7 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
         The trainer, the token shards, and what is known of model and data beforehand, for the metrics.
     """
     assert config.sources(), "the stage's `prepare` makes missing token shards"
+    set_up(config)
     disable_progress_bar()  # of loading and writing weights: they take no time, and a log file fills up with them
     directory = workspace.directory
     shards = [Artefact.open(place, "tokenize") for place in config.sources()]

@@ -25,7 +25,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from llmkit.errors import ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
 from llmkit.training import checkpoints, dumps
-from llmkit.training.hardware import on_cpu, precision, use_cpu_well
+from llmkit.training.hardware import on_cpu, precision
 from llmkit.training.instability import Step, UpdateGuard
 from llmkit.training.learning_rates import multiply_learning_rates
 from llmkit.training.ledger import Ledger
@@ -87,8 +87,6 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         values["optim"] = config.optim
     values.update({key: value for key, value in config.training_arguments.items() if value is not None})
     values.update(ours)
-    if on_cpu(config):
-        use_cpu_well(config.cpu_threads)
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as failure:
