@@ -239,11 +239,6 @@ class LLMKitTrainer(Trainer):
             )
         return outcome
 
-    @property
-    def was_resumed(self) -> bool:
-        """Whether the run went on from a checkpoint."""
-        return self._resumed_from is not None
-
     def _run_epoch(self, **arguments: Any) -> None:
         """An epoch; none where a run is resumed that was killed after its last step, for which Trainer would make one more.
 
@@ -348,7 +343,7 @@ class LLMKitTrainer(Trainer):
 
     def _dump(self, step: Step) -> None:
         samples = []
-        if self._is_ordered and hasattr(self.train_dataset.samples, "passages"):
+        if self._is_ordered:
             at_once, ranks = self.args.per_device_train_batch_size, self.args.world_size
             samples = dumps.describe_samples(self.train_dataset, step.number, at_once, ranks, self.processing_class)
         weights = None if self._is_partitioned() else dict(self.accelerator.unwrap_model(self.model).named_parameters())
