@@ -103,17 +103,17 @@ def _help() -> str:
 
 
 def _run_stage(name: str, words: list[str]) -> int:
-    from llmkit.parallel.launch import default_layout, launch_stage, process_count
+    from llmkit.parallel.launch import data_ranks, default_layout, launch_stage
     from llmkit.stages import STAGES, run_from_command_line
 
     layout = default_layout() if STAGES[name].launched else None
     if layout and not any(word.startswith("--accelerate_config") for word in words):
         words = [*words, "--accelerate_config", layout]
-    return run_from_command_line(name, words, launch_stage, process_count)
+    return run_from_command_line(name, words, launch_stage, data_ranks)
 
 
 def _run(words: list[str]) -> int:
-    from llmkit.parallel.launch import launch_stage, process_count
+    from llmkit.parallel.launch import data_ranks, launch_stage
     from llmkit.pipeline import runner
     from llmkit.stages import STAGES
 
@@ -132,7 +132,7 @@ def _run(words: list[str]) -> int:
         pipeline,
         directory,
         launch_stage,
-        process_count,
+        data_ranks,
         first=given.first,
         last=given.last,
         force=tuple(given.force),
@@ -157,13 +157,13 @@ def _say_results(pipeline: Any, artefacts: dict[str, Any], directory: Path) -> N
 
 
 def _status(words: list[str]) -> int:
-    from llmkit.parallel.launch import process_count
+    from llmkit.parallel.launch import data_ranks
     from llmkit.pipeline import runner
     from llmkit.stages import STAGES
 
     parser = argparse.ArgumentParser(prog="llmkit status", description="What is fresh, stale, missing or running.")
     parser.add_argument("--runs_dir", default="runs", help="where results are (default: runs)")
-    runner.status(Path(parser.parse_args(words).runs_dir), STAGES, process_count)
+    runner.status(Path(parser.parse_args(words).runs_dir), STAGES, data_ranks)
     return 0
 
 

@@ -15,6 +15,7 @@ from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline import runner
 from llmkit.pipeline.artefact import Artefact, FileHashes
 from llmkit.pipeline.stage import Stage, finished_line, identify, load_target, rank, run_stage
+from llmkit.pipeline.stage import data_ranks as ranks_with_samples
 
 # What a training stage leaves for a resume, and a pickle of transformers that says what llmkit.yaml says better.
 _TRAINING_SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "training_args.bin")
@@ -123,13 +124,13 @@ def run_from_command_line(
     name: str,
     words: list[str],
     run_with_layout: runner.Launcher | None = None,
-    process_count: runner.ProcessCount = _one_process,
+    data_ranks: runner.DataRanks = _one_process,
 ) -> int:
     """Run one stage from command line words; what `llmkit <stage>` and `recipes/<stage>.py` do.
 
     Args:
         run_with_layout: starts the stage under `--accelerate_config`; None inside a launch.
-        process_count: how many processes a layout has.
+        data_ranks: how many processes of a layout have samples of their own.
     """
     stage = STAGES[name]
     if "--help" in words or "-h" in words:
@@ -161,7 +162,7 @@ def run_from_command_line(
         return stage.show_result(resolved.config)
     if stage.prepare and not resolved.config.sources():  # type: ignore[attr-defined]
         resolved = prepare_tokens(resolved, runs)
-    processes = process_count(layout) if layout else rank()[1]
+    processes = data_ranks(layout) if layout else ranks_with_samples()
     output = Path(options["output_dir"]) if options.get("output_dir") else _default_output(stage, resolved, runs, processes)
     force = "force" in options
     if layout and run_with_layout:

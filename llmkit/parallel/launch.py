@@ -14,14 +14,13 @@ from types import FrameType
 from typing import Any
 
 from llmkit import resources
-from llmkit.config import Resolved, read_yaml
+from llmkit.config import Resolved
 from llmkit.errors import ConfigError, LLMKitError, StageFailed, StageStopped
+from llmkit.parallel.layout import read_layout
 from llmkit.pipeline.artefact import Artefact
 from llmkit.pipeline.stage import Stage, failure_message, forget_failure, writing
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ONE_PROCESS = ("NO", False, "MULTI_CPU")
-"""Kinds of layouts for which accelerate starts one process whatever their `num_processes`; a bare NO is false in YAML."""
 
 
 def gpu_count() -> int:
@@ -43,22 +42,22 @@ def _gpus_of_machine() -> int:
 
 
 def process_count(layout: str) -> int:
-    """How many processes a layout has.
-
-    One that does not say it has one for each GPU, or without a GPU the two that show that it works.
+    """How many processes a layout has on this machine; see `Layout.process_count`.
 
     Raises:
         ConfigError: there is no such layout.
     """
-    _, settings = _read(layout)
-    if settings.get("distributed_type", "NO") in _ONE_PROCESS:
-        return 1
-    return settings.get("num_processes") or (0 if settings.get("use_cpu") else gpu_count()) or 2
+    return read_layout(layout).process_count(gpu_count())
 
 
-def _read(layout: str) -> tuple[Path, dict[str, Any]]:
-    path = resources.find("accelerate_configs", layout)
-    return path, read_yaml(path)[0]
+def data_ranks(layout: str) -> int:
+    """How many processes of a layout have samples of their own on this machine.
+
+    Raises:
+        ConfigError: there is no such layout, or its dimensions do not divide its processes.
+    """
+    found = read_layout(layout)
+    return found.data_ranks(found.process_count(gpu_count()))
 
 
 def launch_words(layout: str) -> list[str]:
@@ -67,13 +66,13 @@ def launch_words(layout: str) -> list[str]:
     Raises:
         ConfigError: there is no such layout, or what it needs is not installed.
     """
-    path, settings = _read(layout)
-    if settings.get("distributed_type") == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+    found = read_layout(layout)
+    if found.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError([f"layout {layout!r} needs DeepSpeed: pip install 'llmkit[deepspeed]'"], "command")
     # No `--cpu` on a machine without a GPU: with it accelerate starts one process, whatever the layout says. The ranks find
     # by themselves that there is no GPU, and talk over gloo.
-    words = [sys.executable, "-m", "llmkit.parallel.launcher", "--quiet", "--config_file", str(path)]
-    return [*words, "--num_processes", str(process_count(layout))]
+    words = [sys.executable, "-m", "llmkit.parallel.launcher", "--quiet", "--config_file", str(found.path)]
+    return [*words, "--num_processes", str(found.process_count(gpu_count()))]
 
 
 def default_layout() -> str | None:
@@ -135,7 +134,7 @@ def _failure(stage: Stage, status: int, message: str | None, force: bool) -> LLM
 
 def _environment(layout: str) -> dict[str, str]:
     """accelerate passes `use_cpu` on to one process, but not to several."""
-    return {**os.environ, "ACCELERATE_USE_CPU": "true"} if _read(layout)[1].get("use_cpu") else dict(os.environ)
+    return {**os.environ, "ACCELERATE_USE_CPU": "true"} if read_layout(layout).use_cpu else dict(os.environ)
 
 
 def _run_forwarding_signals(words: list[str], environment: dict[str, str]) -> int:

@@ -41,7 +41,7 @@ _STEP_KEYS = ("stage", "inputs", "accelerate_config", "config")
 _DEFAULT_LAYOUT = "single"
 
 Launcher = Callable[[Stage, Resolved[Any], Path, str, bool], Artefact]
-ProcessCount = Callable[[str], int]
+DataRanks = Callable[[str], int]
 Say = Callable[[str], None]
 
 
@@ -278,17 +278,17 @@ def _circle(waiting: dict[str, Step]) -> list[str]:
 # Planning and running
 
 
-def make_plan(pipeline: Pipeline, directory: Path, process_count: ProcessCount) -> list[Plan]:
+def make_plan(pipeline: Pipeline, directory: Path, data_ranks: DataRanks) -> list[Plan]:
     """What every step would make and whether it is there; runs nothing."""
     hashes = FileHashes(directory / ".hashes.json")
     plans: dict[str, Plan] = {}
     for step in pipeline.steps:
-        plans[step.name] = _plan_step(step, directory, plans, hashes, process_count)
+        plans[step.name] = _plan_step(step, directory, plans, hashes, data_ranks)
     hashes.save()
     return list(plans.values())
 
 
-def _plan_step(step: Step, directory: Path, plans: dict[str, Plan], hashes: FileHashes, process_count: ProcessCount) -> Plan:
+def _plan_step(step: Step, directory: Path, plans: dict[str, Plan], hashes: FileHashes, data_ranks: DataRanks) -> Plan:
     before = {port: plans[source] for port, source in step.inputs.items()}
     given = Source(
         {port: str(plan.output) for port, plan in before.items()},
@@ -296,7 +296,7 @@ def _plan_step(step: Step, directory: Path, plans: dict[str, Plan], hashes: File
     )
     resolved: Resolved[StageConfig] = resolve(step.stage.config_class, [*step.sources, given])
     to_be_made = {port: plan.identity.fingerprint for port, plan in before.items() if not plan.fresh}
-    processes = process_count(step.layout) if step.stage.launched else 1
+    processes = data_ranks(step.layout) if step.stage.launched else 1
     identity = identify(step.stage, resolved.config, hashes, planned=to_be_made, processes=processes)
     output = directory / _ARTEFACTS / f"{step.name}-{identity.fingerprint[:12]}"
     existing = Artefact.peek(output)
@@ -325,7 +325,7 @@ def run(
     pipeline: Pipeline,
     directory: Path,
     launcher: Launcher,
-    process_count: ProcessCount,
+    data_ranks: DataRanks,
     *,
     first: str | None = None,
     last: str | None = None,
@@ -340,7 +340,7 @@ def run(
     Args:
         directory: where the pipeline's artefacts lie, usually `runs/<pipeline>`.
         launcher: starts a stage under a layout.
-        process_count: how many processes a layout has.
+        data_ranks: how many processes of a layout have samples of their own.
         first: run this step again, and everything made from it.
         last: stop after this step; what it does not need is not run.
         force: run these steps again, from their start.
@@ -358,7 +358,7 @@ def run(
     for name in [*force, *(name for name in (first, last) if name)]:
         pipeline.step(name)
     if dry_run:
-        for plan in make_plan(pipeline, directory, process_count):
+        for plan in make_plan(pipeline, directory, data_ranks):
             if plan.step.name in wanted:
                 forced = plan.step.name in again
                 verdict = "would run (forced)" if forced else "fresh" if plan.fresh else f"would run ({plan.reason})"
@@ -367,14 +367,14 @@ def run(
     with writing(directory, f"pipeline {pipeline.name}"), lock.hold(directory, wait=wait, say=say):
         if invocation is not None:
             write_synced(directory / LAST_RUN, json.dumps(invocation, indent=1))
-        return _run_steps(pipeline, directory, launcher, process_count, wanted, again, say)
+        return _run_steps(pipeline, directory, launcher, data_ranks, wanted, again, say)
 
 
 def _run_steps(
     pipeline: Pipeline,
     directory: Path,
     launcher: Launcher,
-    process_count: ProcessCount,
+    data_ranks: DataRanks,
     wanted: set[str],
     again: set[str],
     say: Say,
@@ -385,7 +385,7 @@ def _run_steps(
     steps = [step for step in pipeline.steps if step.name in wanted]
     ran = 0
     for number, step in enumerate(steps, start=1):
-        plan = _plan_step(step, directory, plans, hashes, process_count)
+        plan = _plan_step(step, directory, plans, hashes, data_ranks)
         hashes.save()
         forced = step.name in again
         head = f"[{number}/{len(steps)}] {step.name}"
@@ -427,12 +427,12 @@ def _link(link: Path, target: Path) -> None:
 # Status
 
 
-def status(runs: Path, registry: Mapping[str, Stage], process_count: ProcessCount, say: Say = print) -> None:
+def status(runs: Path, registry: Mapping[str, Stage], data_ranks: DataRanks, say: Say = print) -> None:
     """Say of every pipeline below `runs` which stages are fresh, stale, missing or running; and what else is unfinished."""
     records = sorted(runs.glob(f"*/{LAST_RUN}"))
     others = {*runs.glob("*.partial"), *runs.glob(f"*/{_ARTEFACTS}/*.partial")}
     for record in records:
-        others -= _pipeline_status(record, registry, process_count, say)
+        others -= _pipeline_status(record, registry, data_ranks, say)
     for partial in sorted(others):
         attempt = Attempt.peek(partial)
         if lock.is_held(partial):
@@ -443,7 +443,7 @@ def status(runs: Path, registry: Mapping[str, Stage], process_count: ProcessCoun
         say(f"no pipeline has run below {runs}; try `llmkit run sentiment`")
 
 
-def _pipeline_status(record: Path, registry: Mapping[str, Stage], process_count: ProcessCount, say: Say) -> set[Path]:
+def _pipeline_status(record: Path, registry: Mapping[str, Stage], data_ranks: DataRanks, say: Say) -> set[Path]:
     """Say it of one pipeline; gives back the unfinished directories that were spoken of."""
     invocation = json.loads(record.read_text(encoding="utf-8"))
     directory = record.parent
@@ -451,7 +451,7 @@ def _pipeline_status(record: Path, registry: Mapping[str, Stage], process_count:
     say(f"{directory}{running}")
     try:
         pipeline = load(invocation["pipeline"], registry, invocation["settings"])
-        plans = make_plan(pipeline, directory, process_count)
+        plans = make_plan(pipeline, directory, data_ranks)
     except LLMKitError as failure:  # of one pipeline; the others are shown all the same
         say(f"  cannot be told: {failure}")
         return set()

@@ -128,7 +128,7 @@ def identify(
 
     Args:
         planned: fingerprints of inputs that are still to be made, by port (a pipeline knows them beforehand).
-        processes: how many make it together; counts only for a stage that is launched.
+        processes: how many have samples of their own; counts only for a stage that is launched.
 
     Raises:
         DataError: an input file is missing.
@@ -259,6 +259,22 @@ def rank() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def data_ranks() -> int:
+    """How many ranks have samples of their own: those that divide a model, and not the data, have the same ones.
+
+    The variables are those in which accelerate hands a layout to its processes.
+    """
+    together = 1
+    for name in (
+        "PARALLELISM_CONFIG_TP_SIZE",
+        "PARALLELISM_CONFIG_CP_SIZE",
+        "PARALLELISM_CONFIG_SP_SIZE",
+        "MEGATRON_LM_PP_DEGREE",
+    ):
+        together *= int(os.environ.get(name) or 1)
+    return max(1, rank()[1] // together)
+
+
 def _launch_id() -> str:
     """What all ranks of a launch have in common and no two launches at once, nor two starts of one that torchrun repeats."""
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
@@ -327,9 +343,9 @@ def run_stage(
         ArtefactError: the output holds someone else's files, or a result or an unfinished run of other settings.
         LockedError: another process is writing the same result.
     """
-    this_rank, ranks = rank()
+    this_rank = rank()[0]
     hashes = FileHashes(output.parent / ".hashes.json")
-    identity = identify(stage, resolved.config, hashes, processes=ranks)
+    identity = identify(stage, resolved.config, hashes, processes=data_ranks())
     if this_rank != 0:
         return _run_beside_main(stage, resolved, output, identity, force)
     existing = _ready_made(stage, output, identity, force)

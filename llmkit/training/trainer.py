@@ -24,6 +24,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llmkit.errors import ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
+from llmkit.pipeline.stage import data_ranks
 from llmkit.training import checkpoints, dumps
 from llmkit.training.hardware import on_cpu, precision
 from llmkit.training.instability import Step, UpdateGuard
@@ -66,7 +67,7 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         "seed",
         "logging_steps",
     )
-    at_once, accumulated = config.batch_layout(int(os.environ.get("WORLD_SIZE", "1")))
+    at_once, accumulated = config.batch_layout(data_ranks())
     values: dict[str, Any] = {name: getattr(config, name) for name in shared}
     if config.lr_scheduler_type not in OURS:  # those are not transformers' to compute
         values.update(lr_scheduler_type=config.lr_scheduler_type, warmup_steps=config.warmup_steps)

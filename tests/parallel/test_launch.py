@@ -45,6 +45,9 @@ def test_the_gpus_that_count_are_those_that_may_be_used(
         ("distributed_type: DEEPSPEED", 4, 4),
         ("distributed_type: 'NO'", 4, 1),
         ("distributed_type: NO\nnum_processes: 3", 4, 1),
+        ("distributed_type: MULTI_GPU\nparallelism_config: {parallelism_config_tp_size: 4}", 6, 4),
+        ("distributed_type: MULTI_GPU\nparallelism_config: {parallelism_config_tp_size: 4}", 0, 4),
+        ("distributed_type: MEGATRON_LM\nmegatron_lm_config: {megatron_lm_pp_degree: 2}", 8, 8),
     ],
 )
 def test_a_layout_has_as_many_processes_as_it_says_or_as_there_are_gpus(

@@ -16,7 +16,7 @@ import llmkit.parallel.launch
 import llmkit.stages
 from llmkit import cli
 from llmkit.config import resolve
-from llmkit.parallel.launch import process_count
+from llmkit.parallel.launch import data_ranks
 from llmkit.pipeline import runner
 from llmkit.pipeline.artefact import Artefact
 from llmkit.pipeline.runner import load
@@ -97,7 +97,7 @@ def go(pipeline: Path, tmp_path: Path) -> Callable[..., list[str]]:
             load(str(path or pipeline), toy_stages.STAGES, settings),
             tmp_path / "runs" / "toy",
             toy_stages.launch_here,
-            process_count,
+            data_ranks,
             say=lines.append,
             invocation={"pipeline": str(path or pipeline), "settings": settings or []},
             **options,

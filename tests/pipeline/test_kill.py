@@ -15,7 +15,7 @@ import pytest
 import toy_stages
 from toy_stages import PROGRAM, assert_all_that_claims_to_be_complete_is, contents
 
-from llmkit.parallel.launch import process_count
+from llmkit.parallel.launch import data_ranks
 from llmkit.pipeline import lock, runner
 from llmkit.pipeline.artefact import Artefact
 from llmkit.pipeline.runner import load
@@ -41,7 +41,7 @@ def results(directory: Path) -> dict[str, dict[str, bytes]]:
 
 def finish(pipeline: Path, directory: Path) -> dict[str, Artefact]:
     loaded = load(str(pipeline), toy_stages.STAGES)
-    return runner.run(loaded, directory, toy_stages.launch_here, process_count, say=lambda _: None)
+    return runner.run(loaded, directory, toy_stages.launch_here, data_ranks, say=lambda _: None)
 
 
 def test_kill_9_at_random_instants_of_a_real_process_harms_nothing(start, pipeline: Path, tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def run_and_die_at_every_instant(pipeline: Path, runs: Path) -> None:
     """Run a pipeline again and again, each time in a fork and a new directory, killed one change later than before."""
     import contextlib
 
-    from llmkit.parallel.launch import process_count
+    from llmkit.parallel.launch import data_ranks
     from llmkit.pipeline import runner
     from llmkit.pipeline.artefact import environment
 
@@ -282,7 +282,7 @@ def run_and_die_at_every_instant(pipeline: Path, runs: Path) -> None:
         if child == 0:
             with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
                 _die_at(instant, directory)
-                runner.run(loaded, directory, launch_here, process_count)
+                runner.run(loaded, directory, launch_here, data_ranks)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
