@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmkit.errors import ConfigError
+from llmkit.training.cpu_ranks import needs_a_device, stand_in_for_devices
 
 if TYPE_CHECKING:
     from llmkit.training.arguments import TrainingConfig
@@ -29,6 +30,8 @@ def set_up(config: TrainingConfig) -> None:
     """Set this process up for the hardware that it trains on; before any model is made or saved."""
     if on_cpu(config):
         use_cpu_well(config.cpu_threads)
+        if needs_a_device():
+            stand_in_for_devices()
 
 
 def use_cpu_well(threads: int | None) -> None:

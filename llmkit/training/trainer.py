@@ -26,6 +26,7 @@ from llmkit.errors import ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
 from llmkit.pipeline.stage import data_ranks
 from llmkit.training import checkpoints, dumps
+from llmkit.training.cpu_ranks import needs_a_device
 from llmkit.training.hardware import on_cpu, precision
 from llmkit.training.instability import Step, UpdateGuard
 from llmkit.training.learning_rates import multiply_learning_rates
@@ -34,6 +35,7 @@ from llmkit.training.optimizers import MUON, muon, shares, undecayed_names
 from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
 from llmkit.training.progress import TIMES, Progress
 from llmkit.training.schedules import OURS, Schedule
+from llmkit.training.shards import clip_shards
 from llmkit.training.stopping import GracefulStop
 from llmkit.training.throughput import Throughput, measured_peak, peak_memory
 from llmkit.training.z_loss import ZLoss
@@ -79,7 +81,7 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
         disable_tqdm=True,
         save_strategy="steps",
         logging_nan_inf_filter=False,
-        use_cpu=on_cpu(config),
+        use_cpu=on_cpu(config) and not needs_a_device(),
         dataloader_pin_memory=not on_cpu(config),
         remove_unused_columns=False,
         **precision(config, os.environ.get("ACCELERATE_MIXED_PRECISION")),
@@ -303,18 +305,18 @@ class LLMKitTrainer(Trainer):
         Clipping makes all gradients NaN where one is, so that afterwards nobody can tell where it arose.
 
         Returns:
-            The norm of all before clipping; None where gradients are partitioned, and nothing was done.
+            The norm of all before clipping; None where DeepSpeed has them, and nothing was done.
         """
         self._parameter_norms = None
-        if self._is_partitioned():
+        if self.is_deepspeed_enabled:
             return None
         if not self._named:  # to look them up takes as long as a small model's update
             self._named = list(self.accelerator.unwrap_model(model).named_parameters())
         named = [(name, parameter) for name, parameter in self._named if parameter.grad is not None]
-        gradients = [parameter.grad for _, parameter in named if type(parameter.grad) is torch.Tensor]
-        if not named or len(gradients) != len(named):  # some are shards of tensors
-            return None
         self.accelerator.unscale_gradients()
+        gradients = [parameter.grad for _, parameter in named]
+        if not all(type(gradient) is torch.Tensor for gradient in gradients):  # shards of tensors
+            return clip_shards([parameter for _, parameter in named], max_norm)
         norms = torch.stack(torch._foreach_norm(gradients))
         norm = torch.linalg.vector_norm(norms)
         torch.nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], max_norm, norm)
