@@ -20,6 +20,7 @@ from llmkit.models.masking import check_document_masking
 from llmkit.models.mup import apply_mup, lr_multipliers
 from llmkit.models.sizing import describe_parameters, describe_ratio
 from llmkit.pipeline.artefact import SAMPLES, Artefact
+from llmkit.pipeline.stage import data_ranks
 from llmkit.tokens.mixture import Mixture
 from llmkit.tokens.packing import packing_report
 from llmkit.tokens.samples import JoinedSamples, PackedDocuments, TokenBlocks
@@ -31,6 +32,7 @@ from llmkit.training.losses import set_up_loss
 from llmkit.training.order import MixedSamples, OrderedSamples
 from llmkit.training.pretrain import tokens_of
 from llmkit.training.schedules import RunLength, schedule_of
+from llmkit.training.shards import distributed_config
 from llmkit.training.text_samples import TextSamples, samples_section
 from llmkit.training.throughput import flops_per_token, matrix_parameters
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
@@ -86,7 +88,7 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
     elif config.max_steps < 0:
         arguments.max_steps = math.ceil(config.num_train_epochs * len(train_set) / per_step)
     if validation_set:
-        validation_set.fill_up_to_multiple(arguments.eval_batch_size * arguments.world_size)
+        validation_set.fill_up_to_multiple(arguments.eval_batch_size * data_ranks())
     model = _load(config, seed_model)
     check_config(model.config, tokenizer, config.block_size)
     if arguments.ddp_find_unused_parameters is None:  # only experts may get no token of a batch; looking for them costs time
@@ -164,8 +166,11 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
 
 
 def _load(config: PretrainConfig, place: Path | str) -> Any:
+    divided = {} if (how := distributed_config()) is None else {"distributed_config": how}
     try:
-        return AutoModelForCausalLM.from_pretrained(place, dtype="float32", attn_implementation=config.attn_implementation)
+        return AutoModelForCausalLM.from_pretrained(
+            place, dtype="float32", attn_implementation=config.attn_implementation, **divided
+        )
     except (OSError, ValueError, ImportError) as failure:
         keys = "model_name_or_path, attn_implementation" if config.model_name_or_path else "attn_implementation"
         raise ConfigError([f"{keys}: transformers gives no model: {failure}"]) from failure

@@ -21,21 +21,21 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer import SCHEDULER_NAME
 
 from llmkit.errors import ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
 from llmkit.pipeline.stage import data_ranks
-from llmkit.training import checkpoints, dumps
+from llmkit.training import checkpoints, dumps, optimizers, shards
 from llmkit.training.cpu_ranks import needs_a_device
 from llmkit.training.hardware import on_cpu, precision
 from llmkit.training.instability import Step, UpdateGuard
 from llmkit.training.learning_rates import multiply_learning_rates
 from llmkit.training.ledger import Ledger
-from llmkit.training.optimizers import MUON, muon, shares, undecayed_names
+from llmkit.training.optimizers import MUON, muon, undecayed_names
 from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
 from llmkit.training.progress import TIMES, Progress
 from llmkit.training.schedules import OURS, Schedule
-from llmkit.training.shards import clip_shards
 from llmkit.training.stopping import GracefulStop
 from llmkit.training.throughput import Throughput, measured_peak, peak_memory
 from llmkit.training.z_loss import ZLoss
@@ -101,7 +101,7 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
 
 def samples_per_step(arguments: TrainingArguments) -> int:
     """Samples of one optimizer step, on all processes."""
-    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * data_ranks()
 
 
 class LLMKitTrainer(Trainer):
@@ -144,12 +144,16 @@ class LLMKitTrainer(Trainer):
         """
         self._lr_multipliers = lr_multipliers
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
+        # transformers cannot write the optimizer of a model that it has divided itself, and refuses to begin; `shards` can.
+        save_only_model = arguments["args"].save_only_model
+        arguments["args"].save_only_model |= getattr(arguments["model"], "is_distributed_loading_by_transformers", False)
         try:
             super().__init__(**arguments)
         except (ImportError, RuntimeError, ValueError) as failure:
             if not any(words in str(failure) for words in ("Callback requires", "is not supported, only")):
                 raise
             raise ConfigError([f"report_to: {failure}"]) from failure  # a tracker that is not installed, or that nobody knows
+        self.args.save_only_model = save_only_model
         if self.args.optim == MUON and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ConfigError(
                 [
@@ -163,7 +167,7 @@ class LLMKitTrainer(Trainer):
         self.data_fingerprint, self.keep, self.permanent_steps, self.write_card = data, keep, permanent_steps, write_card
         self.targets_per_sample, self.items_per_sample = targets_per_sample, items_per_sample
         self.schedule = schedule
-        self.z_loss = ZLoss(z_loss, self.args.gradient_accumulation_steps, self.args.world_size) if z_loss else None
+        self.z_loss = ZLoss(z_loss, self.args.gradient_accumulation_steps, data_ranks()) if z_loss else None
         self.workspace = workspace
         self.data_chain = ""
         """Digest of all the data learned so far, in its order; see `order.Digesting`."""
@@ -281,7 +285,10 @@ class LLMKitTrainer(Trainer):
         with self.throughput.waiting():
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._is_ordered:
-            self._digests.append(torch.stack([batch.pop(DIGEST).sum() for batch in batches]).sum())
+            digest = torch.stack([batch.pop(DIGEST).sum() for batch in batches]).sum()
+            # Of the ranks that compute the same samples together, which are neighbours, the first counts them.
+            together = self.args.world_size // data_ranks()
+            self._digests.append(digest if self.args.process_index % together == 0 else torch.zeros_like(digest))
             if self._random_state_in:  # starting a data loader draws a random number, which the first run had drawn before
                 self._load_rng_state(self._random_state_in)
                 self._random_state_in = None
@@ -316,7 +323,7 @@ class LLMKitTrainer(Trainer):
         self.accelerator.unscale_gradients()
         gradients = [parameter.grad for _, parameter in named]
         if not all(type(gradient) is torch.Tensor for gradient in gradients):  # shards of tensors
-            return clip_shards([parameter for _, parameter in named], max_norm)
+            return shards.clip_shards([parameter for _, parameter in named], max_norm)
         norms = torch.stack(torch._foreach_norm(gradients))
         norm = torch.linalg.vector_norm(norms)
         torch.nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], max_norm, norm)
@@ -356,7 +363,11 @@ class LLMKitTrainer(Trainer):
 
     def _is_partitioned(self) -> bool:
         """Whether no process has whole weights and gradients."""
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return self.is_deepspeed_enabled or self._is_in_shards()
+
+    def _is_in_shards(self) -> bool:
+        """Whether weights, gradients and optimizer state are DTensors, or will be when training begins."""
+        return self.is_fsdp_enabled or self.is_distributed_loading_by_transformers
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         """Log, save, and only then evaluate: nothing is lost where that fails. (To save the best, it has to come first.)"""
@@ -430,7 +441,7 @@ class LLMKitTrainer(Trainer):
                 raise ConfigError([f"optim: transformers gives no {self.args.optim}: {failure}"]) from failure
             if self._lr_multipliers is not None:
                 multiply_learning_rates(self.optimizer, trained, self._lr_multipliers)
-            self.optimizer_shares = shares(trained, self.optimizer)
+            self.optimizer_shares = optimizers.shares(trained, self.optimizer)
             self.workspace.say(
                 "; ".join(
                     f"{name}: {count['tensors']:,} tensors, {count['parameters']:,} parameters"
@@ -580,7 +591,40 @@ class LLMKitTrainer(Trainer):
     @property
     def has_partitioned_weights(self) -> bool:
         """Whether no process has the whole weights."""
-        return is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
+        return is_deepspeed_zero3_enabled() or self._is_in_shards()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._is_in_shards():
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        shards.save_state(self._bare_model(), self._bare_optimizer(), Path(output_dir, checkpoints.SHARDS))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The weights of a checkpoint. Those of shards come with the optimizer's state, when there is one."""
+        if not self._is_in_shards() and not Path(resume_from_checkpoint, checkpoints.SHARDS).exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        divided = Path(checkpoint, checkpoints.SHARDS)
+        if divided.exists():
+            shards.load_state(self._bare_model(), self._bare_optimizer(), divided)
+        elif self._is_in_shards():
+            shards.load_whole_state(self._bare_model(), self._bare_optimizer(), Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def _bare_model(self) -> torch.nn.Module:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _check_written(self, written: Path) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
