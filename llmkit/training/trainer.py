@@ -154,6 +154,9 @@ class LLMKitTrainer(Trainer):
                 raise
             raise ConfigError([f"report_to: {failure}"]) from failure  # a tracker that is not installed, or that nobody knows
         self.args.save_only_model = save_only_model
+        if self.is_deepspeed_enabled and self.args.device.type == "cpu":
+            # DeepSpeed's own optimizer for offloaded state is compiled at its first use; here there is nothing to be won.
+            self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
         if self.args.optim == MUON and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ConfigError(
                 [
@@ -502,7 +505,10 @@ class LLMKitTrainer(Trainer):
         finally:
             self.label_smoother = smoother
         if self.targets_per_sample is not None:
-            targets = (inputs["labels"][:, 1:] != -100).sum()
+            if "shift_labels" in inputs:  # of a part of each sample, along its length
+                targets = (inputs["shift_labels"] != -100).sum() * self.get_cp_size()
+            else:
+                targets = (inputs["labels"][:, 1:] != -100).sum()
             loss = torch.where(targets > 0, loss, 0.0)  # the mean over no targets is not a number
             loss = loss * targets / (len(inputs["labels"]) * self.targets_per_sample)
         return (loss, outputs) if return_outputs else loss
