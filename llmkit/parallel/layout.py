@@ -152,7 +152,7 @@ def read_layout(name: str) -> Layout:
         path=path,
         settings=settings,
         engine="pipeline" if pipeline > 1 else {"DEEPSPEED": "deepspeed", "FSDP": "fsdp"}.get(kind, "plain"),  # type: ignore[arg-type]
-        processes=settings.get("num_processes"),
+        processes=None if settings.get("num_processes") == "auto" else settings.get("num_processes"),
         machines=settings.get("num_machines", 1),
         use_cpu=bool(settings.get("use_cpu")),
         precision={False: "no", None: None}.get(settings.get("mixed_precision"), settings.get("mixed_precision")),
