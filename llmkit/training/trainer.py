@@ -675,6 +675,13 @@ class LLMKitTrainer(Trainer):
         for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
+    def _load_best_model(self) -> None:
+        place = Path(self.state.best_model_checkpoint or "", checkpoints.SHARDS)
+        if not place.exists():
+            super()._load_best_model()
+        else:
+            shards.load_weights(self._bare_model(), place)
+
     def _bare_model(self) -> torch.nn.Module:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
