@@ -262,8 +262,9 @@ def load_model(
 def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
     """Cross-entropy, as `Trainer` takes a `compute_loss_func`: every example of a step weighs the same.
 
-    The loss inside transformers' models is the mean over a batch, whatever it is told of the other batches of the step.
-    Trainer takes it for a share of the whole step's mean: with N processes or N accumulated batches, the gradient is N times too large.
+    The loss inside transformers' models is the mean over a batch, whatever it is told of the other batches of the step, and
+    Trainer takes it for a share of the mean over the step: with N processes or N accumulated batches, the gradient is N times
+    too large.
 
     Args:
         labels: class indices of the batch.

@@ -34,7 +34,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def asked(base_model: Artefact, toy_files: tuple[Path, Path]) -> dict[str, Any]:
-    files = {"train_file": [str(toy_files[0])], "validation_file": [str(toy_files[1])]}
+    files = {"train_file": str(toy_files[0]), "validation_file": str(toy_files[1])}
     return {**SETTINGS, "model_name_or_path": str(base_model.directory), **files}
 
 
