@@ -138,7 +138,7 @@ def run_from_command_line(
         return 0
     if rank()[0] != 0 and not stage.launched:
         return 0  # it is the work of one process; the launcher ends with the exit code of that one
-    options, rest = _take_options(words, ("output_dir", "runs_dir", "accelerate_config", "layout"), ("force", "dry_run"))
+    options, rest = take_options(words, ("output_dir", "runs_dir", "accelerate_config", "layout"), ("force", "dry_run"))
     layout = options.get("accelerate_config")
     if layout and run_with_layout is None:
         raise ConfigError(["--accelerate_config: inside a launch the layout is `accelerate launch --config_file`"], "command")
@@ -199,7 +199,7 @@ def _default_output(stage: Stage, resolved: Resolved[Any], runs: Path, processes
     return runs / f"{stage.name}-{fingerprint[:12]}"
 
 
-def _take_options(words: list[str], valued: tuple[str, ...], flags: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+def take_options(words: list[str], valued: tuple[str, ...], flags: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
     """Options of the command itself, apart from the stage's settings."""
     options: dict[str, str] = {}
     rest: list[str] = []
