@@ -143,16 +143,19 @@ def of_directory(directory: Path) -> Architecture | None:
 
 
 def parameters_in(directory: Path) -> int:
-    """The number of values in the safetensors files of a directory, by their headers; 0 where there is none.
+    """The number of values in the safetensors files of a directory, by their headers; 0 where there is none, or one is broken.
 
     A file begins with the length of its header, 8 bytes little-endian, and the header in JSON:
     https://github.com/huggingface/safetensors#format
     """
     total = 0
     for path in directory.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (OSError, ValueError, KeyError, OverflowError):
+            return 0
     return total
 
 

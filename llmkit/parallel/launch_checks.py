@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import ConfigError, DataError
+from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.parallel.architecture import causal_types
+from llmkit.parallel.layout import Layout
 from llmkit.parallel.layout_checks import deepspeed_settings, fsdp_values, name_in, nearest
 from llmkit.parallel.subject import Problem, Subject, counted
 from llmkit.pipeline.stage import expand, is_path, partial_of
@@ -305,7 +306,11 @@ def _tokens(subject: Subject) -> Iterator[Problem]:
         for holder, directory in (("its tokenizer", Path(place) / "tokenizer"), ("the model", subject.base_model)):
             if directory is None or not (directory / "tokenizer.json").is_file():
                 continue
-            found = tokenizer_hash(directory)
+            try:
+                found = tokenizer_hash(directory)
+            except ArtefactError as failure:
+                yield Problem(str(failure))
+                continue
             if found != index.tokenizer_sha256:
                 yield Problem(
                     f"{place} was written with another tokenizer than that of {holder}: its hash is "
@@ -336,9 +341,14 @@ def _files(subject: Subject) -> Iterator[Problem]:
 # --------------------------------------------------------------------------------------------------------------------
 # The machine
 
-# Bytes of a checkpoint for each parameter: weights in float32 for from_pretrained, two moments of AdamW, and what an engine
-# writes beside them: FSDP the weights once more, DeepSpeed the weights and its own float32 copy.
-_CHECKPOINT_BYTES = {"plain": 12, "pipeline": 12, "fsdp": 16, "deepspeed": 20}
+
+def _checkpoint_bytes(layout: Layout) -> int:
+    """Bytes of a checkpoint for each parameter: weights for `from_pretrained` and two moments of AdamW, all in float32.
+
+    What divides weights writes them once more, as each process has them, and ZeRO-1 and ZeRO-2 a whole copy beside that.
+    """
+    divided = layout.engine != "plain" or layout.tensor > 1
+    return 12 + 4 * divided + 4 * (layout.engine == "deepspeed" and layout.zero_stage < 3)
 
 
 def _disk(subject: Subject) -> Iterator[Problem]:
@@ -353,7 +363,7 @@ def _disk(subject: Subject) -> Iterator[Problem]:
     if isinstance(config, PretrainConfig) and config.max_steps > 0:
         kept = min(kept, math.ceil(config.max_steps / config.save_steps))
         kept += config.max_steps // config.save_permanent_steps if config.save_permanent_steps else 0
-    of_one = subject.parameters * _CHECKPOINT_BYTES[subject.layout.engine]
+    of_one = subject.parameters * _checkpoint_bytes(subject.layout)
     needed = kept * of_one + 2 * 4 * subject.parameters
     partial = partial_of(subject.output)
     there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0

@@ -127,7 +127,7 @@ def _gpus(layout: Layout, machine: Machine) -> Iterator[Problem]:
     if machine.gpus and not layout.use_cpu and here > machine.gpus:
         yield Problem(
             f"{layout.path.name}: {here} processes on this machine, which has {machine.gpus} GPUs",
-            f"set num_processes to {machine.gpus * layout.machines}, or take it out: it is then one a GPU",
+            f"set num_processes to {machine.gpus * layout.machines}, and its dimensions to sizes that divide it",
         )
 
 
@@ -144,10 +144,12 @@ def _engine(layout: Layout, machine: Machine) -> Iterator[Problem]:
     if layout.engine == "deepspeed" and "deepspeed" not in machine.packages:
         yield Problem(f"layout {layout.path.name!r} needs DeepSpeed", "pip install 'llmkit[deepspeed]'")
     if layout.precision == "fp8":
-        backend = str((layout.settings.get("fp8_config") or {}).get("backend", "AO")).upper()
-        package = {"TE": "transformer_engine", "AO": "torchao"}.get(backend)
-        if package and package not in machine.packages:
-            yield Problem(f"{layout.path.name}: mixed_precision fp8 needs {package}", f"install {package}, or set bf16")
+        values = {key.removeprefix("fp8_"): value for key, value in (layout.settings.get("fp8_config") or {}).items()}
+        serving = {"TE": ("transformer_engine",), "AO": ("torchao",)}
+        packages = serving.get(str(values.get("backend")).upper(), ("transformer_engine", "torchao"))
+        if not machine.packages.intersection(packages):
+            named = " or ".join(packages)
+            yield Problem(f"{layout.path.name}: mixed_precision fp8 needs {named}", "install it, or set bf16")
 
 
 # --------------------------------------------------------------------------------------------------------------------
