@@ -249,8 +249,20 @@ def _context(subject: Subject) -> Iterator[Problem]:
             f"block_size: {config.block_size} is more than the model's context of {model.context} tokens",
             f"set block_size to {model.context}, or give the model a longer context",
         )
+    if subject.layout.context == 1:
+        return
+    if config.document_masking:
+        yield Problem(
+            f"document_masking: {subject.where} divides samples along their length, and attention then knows no documents",
+            "set document_masking: false, or take a layout without context parallel",
+        )
+    if config.attn_implementation not in (None, "sdpa"):
+        yield Problem(
+            f"attn_implementation: {config.attn_implementation} cannot attend across processes, as {subject.where} asks for",
+            "take sdpa",
+        )
     pieces = 2 * subject.layout.context  # the causal mask is balanced by giving each process an early and a late piece
-    if subject.layout.context > 1 and config.block_size % pieces:
+    if config.block_size % pieces:
         yield Problem(
             f"block_size: {config.block_size} tokens cannot be divided by 2 x {subject.layout.context} processes of a context",
             f"set block_size to {max(1, config.block_size // pieces) * pieces}",

@@ -185,6 +185,15 @@ BROKEN = {
         {"block_size": 30},
         {**fsdp(), **sizes(cp=2)},
     ),
+    "documents that a context cannot tell apart": Broken(
+        "attention then knows no documents",
+        "set document_masking: false",
+        {"document_masking": True},
+        {**fsdp(), **sizes(cp=2)},
+    ),
+    "attention that stays in one process": Broken(
+        "eager cannot attend across processes", "take sdpa", {"attn_implementation": "eager"}, {**fsdp(), **sizes(cp=2)}
+    ),
     "dimensions and processes": Broken(
         "3 processes cannot be divided by 2 (tensor 2)",
         "set num_processes to 2",
