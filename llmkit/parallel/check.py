@@ -57,7 +57,7 @@ def arithmetic(subject: Subject) -> str:
 # The command, and the launch
 
 
-def refuse(stage: str, resolved: Resolved[Any], output: Path, layout: str) -> None:
+def refuse_broken(stage: str, resolved: Resolved[Any], output: Path, layout: str) -> None:
     """Refuse a launch that would go wrong, before a process is started.
 
     Raises:

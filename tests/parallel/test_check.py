@@ -576,6 +576,14 @@ def test_a_check_imports_neither_torch_nor_transformers(layout: str) -> None:
 # Launching
 
 
+def test_no_token_shards_are_made_for_a_launch_that_would_go_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("corpus.txt").write_text("A text.\n" * 100)
+    words = ["pretrain", "--train_file", "corpus.txt", "--optim", "muon", "--accelerate_config", "zero2"]
+    assert cli.main(words) == 2
+    assert "muon needs whole matrices" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 def test_a_launch_that_would_go_wrong_starts_no_process(tokens: Artefact, tiny: dict[str, Any], tmp_path: Path) -> None:
     settings = {**tiny, "tokens": str(tokens.directory), "optim": "muon", "skip_spikes": True, "max_steps": 2}
     (tmp_path / "asked.yaml").write_text(yaml.safe_dump(settings))
