@@ -14,7 +14,7 @@ from typing import Any
 from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.parallel.architecture import causal_types
 from llmkit.parallel.layout import Layout
-from llmkit.parallel.layout_checks import deepspeed_settings, fsdp_values, name_in, nearest
+from llmkit.parallel.layout_checks import by_accelerate, deepspeed_settings, fsdp_values, name_in, nearest
 from llmkit.parallel.subject import Problem, Subject, counted
 from llmkit.pipeline.stage import expand, is_path, partial_of
 from llmkit.tokens.shards import INDEX, tokenizer_hash
@@ -166,7 +166,7 @@ def _equal(left: Any, right: Any) -> bool:
 
 def _fsdp(subject: Subject) -> Iterator[Problem]:
     """FSDP against model and settings."""
-    if subject.layout.engine != "fsdp":
+    if not by_accelerate(subject.layout):
         return
     values, model = fsdp_values(subject.layout), subject.architecture
     by_layer = str(values.get("auto_wrap_policy", "")).upper() == "TRANSFORMER_BASED_WRAP"

@@ -235,7 +235,7 @@ def _deepspeed(layout: Layout, machine: Machine) -> Iterator[Problem]:
 
 def _fsdp(layout: Layout, machine: Machine) -> Iterator[Problem]:
     """What FSDP2 cannot do whatever the settings are."""
-    if layout.engine != "fsdp":
+    if not by_accelerate(layout):
         return
     values = fsdp_values(layout)
     where = f"{layout.path.name}: fsdp_config:"
@@ -258,6 +258,11 @@ def _fsdp(layout: Layout, machine: Machine) -> Iterator[Problem]:
             f"{where} fsdp_state_dict_type is {values['state_dict_type']}, with which transformers saves no model",
             "set it to FULL_STATE_DICT",
         )
+
+
+def by_accelerate(layout: Layout) -> bool:
+    """Whether FSDP is accelerate's, by its block of settings, and not what transformers does beside tensor parallel."""
+    return layout.settings.get("distributed_type") == "FSDP"
 
 
 def fsdp_values(layout: Layout) -> dict[str, Any]:
