@@ -29,11 +29,6 @@ def _precision(subject: Subject) -> Iterator[Problem]:
             f"bf16, fp16: the settings ask for {asked!r}, the accelerate config for {named!r}",
             f"set it in one place: take mixed_precision out of {subject.where}, or bf16 and fp16 out of the settings",
         )
-    elif named == "no" and asked is None and subject.fast_precision == "bf16":
-        yield Problem(
-            f"{subject.where}: mixed_precision is no, and the settings, which say nothing, take bf16, which this hardware has",
-            "set bf16: false for float32, or take mixed_precision out",
-        )
     if subject.on_cpu:
         if asked == "fp16" or named == "fp16":
             yield Problem("fp16: float16 training needs a GPU, and here it is a CPU", "take bf16, or bf16: false for float32")

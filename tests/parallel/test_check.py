@@ -440,11 +440,8 @@ def test_fp8_and_fp16_need_a_gpu() -> None:
     assert problems(subject(multi(), fp16=True)) == []
 
 
-def test_float32_by_the_layout_alone_is_not_what_would_be_computed() -> None:
-    layout = multi(mixed_precision="no")
-    assert "mixed_precision is no, and the settings, which say nothing, take bf16" in said(subject(layout))
-    assert problems(subject(layout, bf16=False)) == []
-    assert problems(subject(layout, replace(MACHINE, bf16_on_gpu=False))) == []
+def test_no_mixed_precision_in_a_layout_decides_nothing() -> None:
+    assert problems(subject(multi(mixed_precision="no"))) == [], "`accelerate config` writes it into every file"
 
 
 def test_a_disk_that_is_too_small_for_the_checkpoints_is_found() -> None:
