@@ -105,7 +105,7 @@ def test_a_name_that_is_not_there_is_answered_with_the_nearest(written: str, nea
 
 @pytest.mark.parametrize("written", ["", ".", "/", "qqqqqq"])
 def test_a_name_near_to_none_is_answered_with_all(written: str) -> None:
-    with pytest.raises(ConfigError, match=r"shipped are: cpu, .*single"):
+    with pytest.raises(ConfigError, match=r"shipped are: .*cpu, .*single"):
         resources.find("accelerate_configs", written)
 
 

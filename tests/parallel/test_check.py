@@ -304,7 +304,15 @@ def test_what_is_shipped_is_right(recipe: str, layout: str, base_model: Artefact
     status = cli.main(["check", recipe, "--accelerate_config", layout, *further])
     said = capsys.readouterr().out
     if status == 1:  # what this machine does not have, and a model that is made for another number of processes
-        true_here = ("needs a GPU", "needs DeepSpeed", "GPUs", "machines", "cannot be divided among", "cannot be shared by")
+        true_here = (
+            "needs a GPU",
+            "needs DeepSpeed",
+            "needs torchao",
+            "GPUs",
+            "machines",
+            "cannot be divided among",
+            "cannot be shared by",
+        )
         listed = [line for line in said.splitlines()[1:] if line.startswith("  - ")]
         assert all(any(words in line for words in true_here) for line in listed), said
     else:
