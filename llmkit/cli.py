@@ -103,13 +103,13 @@ def _help() -> str:
 
 
 def _run_stage(name: str, words: list[str]) -> int:
-    from llmkit.parallel.launch import data_ranks, default_layout, launch_stage
+    from llmkit.parallel.launch import data_ranks, default_layout, launch_stage, several_nodes
     from llmkit.stages import STAGES, run_from_command_line
 
     layout = default_layout() if STAGES[name].launched else None
     if layout and not any(word.startswith("--accelerate_config") for word in words):
         words = [*words, "--accelerate_config", layout]
-    return run_from_command_line(name, words, launch_stage, data_ranks)
+    return run_from_command_line(name, words, launch_stage, data_ranks, several_nodes)
 
 
 def _run(words: list[str]) -> int:

@@ -15,6 +15,7 @@ replicate x shard processes.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,18 +66,19 @@ class Layout:
         """Processes that compute the same samples together."""
         return self.tensor * self.context * self.pipeline
 
-    def process_count(self, gpus: int) -> int:
-        """Processes of a launch on a machine with so many GPUs.
+    def process_count(self, gpus: int, machines: int = 1) -> int:
+        """Processes of a launch on machines with so many GPUs each.
 
         A layout that does not say it has one for each GPU, or without a GPU as many as its dimensions need, and at least two
-        that show that it works.
+        that show that it works. Each machine has as many.
         """
         if self.is_single:
             return 1
         needed = self.model_ranks * self.replicate * (self.shard or 1)
-        most = 0 if self.use_cpu else gpus
-        fitting = most // needed * needed if most else 0  # of 6 GPUs, a layout of 4 uses 4
-        return self.processes or fitting or max(needed, 2)
+        unit = math.lcm(needed, machines)
+        most = 0 if self.use_cpu else gpus * machines
+        fitting = most // unit * unit if most else 0  # of 6 GPUs, a layout of 4 uses 4
+        return self.processes or fitting or (unit if unit > 1 else 2)
 
     def data_ranks(self, processes: int) -> int:
         """Processes with samples of their own.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from llmkit.models.masking import check_document_masking
 from llmkit.models.mup import apply_mup, lr_multipliers
 from llmkit.models.sizing import describe_parameters, describe_ratio
 from llmkit.pipeline.artefact import SAMPLES, Artefact
+from llmkit.pipeline.ranks import pause
 from llmkit.tokens.mixture import Mixture
 from llmkit.tokens.packing import packing_report
 from llmkit.tokens.samples import JoinedSamples, PackedDocuments, TokenBlocks
@@ -255,7 +255,7 @@ def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any) ->
         model.save_pretrained(aside)
         os.replace(aside, place)
     while not place.exists():  # if the main process fails, the launcher ends this one
-        time.sleep(0.05)
+        pause(0.05)
     return place
 
 
