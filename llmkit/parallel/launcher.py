@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import uuid
 from argparse import Namespace
 from typing import Any
@@ -20,11 +21,13 @@ from typing import Any
 from llmkit.errors import LLMKitError
 from llmkit.parallel.layout import read_layout
 from llmkit.parallel.nodes import WAIT, Nodes, read_nodes
-from llmkit.pipeline.ranks import NODE
+from llmkit.pipeline.ranks import AGAIN, NODE
 
 # Seconds that a stage has to save what it reached, when it is told to end, before torchrun kills it. Its own default, 30,
 # is too short for a large model on a slow disk.
 _TIME_TO_SAVE = "300"
+
+_LOUDNESS = "TORCH_CPP_LOG_LEVEL"
 
 # Exit codes of processes that ended on purpose and have said why: a user's error, and the signals that stop a stage.
 _DELIBERATE = {2, *(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))}
@@ -42,6 +45,8 @@ def main() -> int:
 
 
 def _launch() -> int:
+    loud = os.environ.get(_LOUDNESS)
+    os.environ.setdefault(_LOUDNESS, "FATAL")  # else it prints a stack for each attempt to reach a node; read at import
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -58,7 +63,10 @@ def _launch() -> int:
         # torchrun then takes a port that is free when it binds it, not one that was free a second before; and a launch has
         # an id of its own, by which its ranks know each other's files.
         arguments.standalone, arguments.local_addr = True, "127.0.0.1"
+        if loud is None:
+            del os.environ[_LOUDNESS]
     else:
+        os.environ[_LOUDNESS] = loud or "ERROR"  # of the processes, which warn when one has left
         _join(arguments, nodes)
         _restart_only_what_broke(begun)
     try:
@@ -82,12 +90,14 @@ def _join(arguments: Namespace, nodes: Nodes) -> None:
     """Set up the launch for its nodes.
 
     Raises:
-        LLMKitError: the port at which they are to meet is taken.
+        LLMKitError: the port at which they are to meet is taken, or nobody listens there in time.
     """
     from torch.distributed.run import logger
 
     if nodes.rank == 0:
         _check_free(nodes)
+    else:
+        _await_first(nodes)
     logger.setLevel(logging.CRITICAL)  # it warns that this rendezvous has no need of the node's rank
     arguments.num_machines, arguments.machine_rank = nodes.count, nodes.rank
     arguments.main_process_ip, arguments.main_process_port = nodes.address, nodes.port
@@ -115,6 +125,19 @@ def _check_free(nodes: Nodes) -> None:
                 f"port {nodes.port}, at which the nodes are to meet, cannot be used on {socket.gethostname()}: "
                 f"{os.strerror(failure.errno or 0)}. Set MASTER_PORT, or --main_process_port, to another one on all nodes"
             ) from failure
+
+
+def _await_first(nodes: Nodes) -> None:
+    """Wait until the first node listens. torch's own attempts to reach it take several times the limit that they are given."""
+    deadline = time.monotonic() + nodes.wait
+    while True:
+        try:
+            socket.create_connection((nodes.address, nodes.port), timeout=max(1.0, deadline - time.monotonic())).close()
+            return
+        except OSError as failure:
+            if time.monotonic() + 1 > deadline:
+                raise LLMKitError(f"{_alone(nodes, begun=False)} ({failure.strerror or failure})") from failure
+            time.sleep(1)
 
 
 def _own_address(nodes: Nodes) -> str | None:
@@ -151,6 +174,7 @@ def _restart_only_what_broke(begun: list[bool]) -> None:
 
     def watch_and_judge(agent: Any, workers: Any) -> Any:
         begun[:] = [True]
+        os.environ[AGAIN] = "true"  # for the processes that it starts from now on
         result = watch(agent, workers)
         if any(failure.exitcode in _DELIBERATE for failure in result.failures.values()):
             agent._remaining_restarts = 0

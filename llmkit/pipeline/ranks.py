@@ -7,6 +7,7 @@ that the launcher has named for their process group, which answers as long as th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -22,8 +23,12 @@ from llmkit.errors import ArtefactError, LLMKitError
 NODE = "LLMKIT_NODE"
 """The variable in which a launcher says its node's rank and, behind a slash, a name of its own."""
 
+AGAIN = "LLMKIT_STARTED_AGAIN"
+"""The variable that a launcher sets for all processes but the first it starts. torchrun's count leaves out some restarts."""
+
 _LIMIT = "LLMKIT_NODE_WAIT"
 _DISK_LAG = 10.0  # seconds until a file that one node has made must be there for another; NFS looks up a new name at once
+_TO_READ = timedelta(seconds=5)  # for the others to read why the main process ends
 _BETWEEN_LOOKS = 1.0  # seconds between two questions whether the main process is alive
 _FAREWELL = 30.0  # seconds in which what the main process has finished must become visible, after it has ended
 
@@ -42,6 +47,11 @@ def rank() -> tuple[int, int]:
 def on_several_nodes() -> bool:
     """Whether this is a rank of a launch over several nodes."""
     return int(os.environ.get("GROUP_WORLD_SIZE") or 1) > 1
+
+
+def started_again() -> bool:
+    """Whether the launcher has started this process in place of one that was killed or crashed, or that worked with one."""
+    return AGAIN in os.environ
 
 
 def launch_id() -> str:
@@ -84,12 +94,17 @@ class _Meeting:
         if rank()[0] == 0:
             verdict = self._preside(name, directory, facts, problem)
             self.store.set(f"{name}/verdict", verdict or "")
+            if verdict:  # the store goes with this process, and the others are to read it first
+                with contextlib.suppress(RuntimeError):
+                    self.store.wait([f"{name}/{other}/knows" for other in range(1, self.count)], _TO_READ)
             return verdict
         try:
             mark = Path(json.loads(self.store.get(f"{name}/mark")))
             sees = _appears(mark)
             self._say(name, rank()[0], {**facts, "sees": sees, "problem": problem})
-            return self.store.get(f"{name}/verdict").decode() or None
+            verdict = self.store.get(f"{name}/verdict").decode()
+            self.store.set(f"{name}/{rank()[0]}/knows", "")
+            return verdict or None
         except RuntimeError as failure:  # torch's own classes of it differ between versions
             host = os.environ["MASTER_ADDR"]
             raise MainProcessGone(

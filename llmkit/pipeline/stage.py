@@ -343,7 +343,7 @@ def run_stage(
         raise
     if stage.launched:
         ranks.agree(output, settings=identity.settings, fingerprint=identity.fingerprint)
-    force = force and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)  # what was begun is gone on with
+    force = force and not ranks.started_again()  # what this launch has begun is gone on with
     if this_rank != 0:
         return _run_beside_main(stage, resolved, output, identity, force)
     existing = _ready_made(stage, output, identity, force)

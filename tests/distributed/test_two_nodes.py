@@ -284,3 +284,119 @@ def test_a_node_that_is_lost_may_come_again_and_the_run_ends_as_if_nothing_had_h
     assert launch.end(first, again) == [0, 0], launch.said(0) + launch.said(1)
     assert losses(launch.result()) == losses(undisturbed)
     assert weights(launch.result()) == weights(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_forced_run_that_is_started_again_goes_on_and_does_not_begin_anew(
+    cluster: Cluster, longer: dict[str, Any], undisturbed: Artefact, tmp_path: Path
+) -> None:
+    launch = Launch(cluster, tmp_path / "two", longer)
+    nodes = [launch.start(number, "--force") for number in (0, 1)]
+    launch.until(lambda: list(launch.partial.glob("checkpoint-*")), *nodes)
+    cluster.worker(1).send_signal(signal.SIGKILL)
+    assert launch.end(*nodes) == [0, 0], launch.said(0) + launch.said(1)
+    assert "going on from checkpoint-" in launch.said(0), launch.said(0)
+    assert weights(launch.result()) == weights(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_node_stops_both_and_the_same_command_goes_on(
+    cluster: Cluster, longer: dict[str, Any], undisturbed: Artefact, tmp_path: Path
+) -> None:
+    launch = Launch(cluster, tmp_path / "two", longer)
+    nodes = [launch.start(number) for number in (0, 1)]
+    launch.until(lambda: list(launch.partial.glob("checkpoint-*")), *nodes)
+    nodes[1].send_signal(signal.SIGTERM)
+    assert launch.end(*nodes) == [143, 143], launch.said(0) + launch.said(1)
+    nodes = [launch.start(number) for number in (0, 1)]
+    assert launch.end(*nodes) == [0, 0], launch.said(0) + launch.said(1)
+    assert weights(launch.result()) == weights(undisturbed)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# They refuse
+
+
+def last_words(launch: Launch, number: int) -> str:
+    said = launch.said(number)
+    assert "Traceback" not in said
+    assert "frame #" not in said, "nor a stack of torch"
+    return [line for line in said.splitlines() if line.startswith("llmkit:")][-2 if "its process ended" in said else -1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_node_that_waits_for_one_that_never_comes_gives_up_within_the_stated_time(
+    number: int, cluster: Cluster, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    launch = Launch(cluster, tmp_path / "two", settings, LLMKIT_NODE_WAIT="5")
+    assert launch.start(number).wait(timeout=60) == 2, launch.said(number)
+    said = last_words(launch, number)
+    assert f"waited 5 s {'at' if number == 0 else 'to meet 2 nodes at'} {cluster.hosts[0]}:{PORT}" in said
+    assert ("not all have come" if number == 0 else "Is the node of rank 0 running there") in said
+    assert f"connect to port {PORT}? LLMKIT_NODE_WAIT=SECONDS waits longer" in said
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_named_on_the_node_that_would_listen_there(
+    cluster: Cluster, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    launch = Launch(cluster, tmp_path / "two", settings, LLMKIT_NODE_WAIT="5")
+    listener = (
+        "import socket, time; s = socket.socket(); s.bind(('', %d)); s.listen(); print('here', flush=True); time.sleep(60)"
+    )
+    cluster.start(0, [sys.executable, "-c", listener % PORT], tmp_path / "listener.log")
+    deadline = time.monotonic() + 30
+    while "here" not in (tmp_path / "listener.log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert launch.end(launch.start(0)) == [2], launch.said(0)
+    assert f"port {PORT}, at which the nodes are to meet, cannot be used on {cluster.hosts[0]}" in last_words(launch, 0)
+
+
+@pytest.mark.slow
+def test_two_nodes_of_one_rank_are_named(cluster: Cluster, settings: dict[str, Any], tmp_path: Path) -> None:
+    launch = Launch(cluster, tmp_path / "two", settings)
+    nodes = [launch.start(number, NODE_RANK="0") for number in (0, 1)]
+    assert launch.end(*nodes) == [2, 2], launch.said(0) + launch.said(1)
+    for number in (0, 1):
+        assert f"{cluster.hosts[0]} and {cluster.hosts[1]} both have machine_rank 0" in last_words(launch, number)
+
+
+@pytest.mark.slow
+def test_nodes_that_see_different_disks_are_told_so(cluster: Cluster, settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    launch = Launch(cluster, tmp_path / "runs" / "two", settings)
+    launch.logs = [tmp_path / "node0.log", tmp_path / "node1.log"]
+    own_disk = f"mkdir {tmp_path}/own; cp {tmp_path}/runs/* {tmp_path}/own; mount --bind {tmp_path}/own {tmp_path}/runs"
+    nodes = [launch.start(0), launch.start(1, before=own_disk)]
+    assert launch.end(*nodes) == [2, 2], launch.said(0) + launch.said(1)
+    first, second = cluster.hosts
+    told = f"rank 1 on {second} does not see what the main process on {first} has written to {tmp_path}/runs"
+    assert told in last_words(launch, 0)
+    assert told in last_words(launch, 1)
+    assert not launch.partial.exists()
+    assert not list((tmp_path / "runs").glob(".two*"))
+
+
+@pytest.mark.slow
+def test_nodes_with_different_settings_are_told_in_what_they_differ(
+    cluster: Cluster, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    launch = Launch(cluster, tmp_path / "two", settings)
+    nodes = [launch.start(0), launch.start(1, "--learning_rate", "0.5")]
+    assert launch.end(*nodes) == [2, 2], launch.said(0) + launch.said(1)
+    for number in (0, 1):
+        assert "would make another result than the main process" in last_words(launch, number)
+        assert "learning_rate (0.01 there, 0.5 here)" in last_words(launch, number)
+
+
+@pytest.mark.slow
+def test_what_one_node_lacks_is_said_by_the_first_as_well_and_is_not_tried_again(
+    cluster: Cluster, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    place = Path(settings["tokens"])
+    launch = Launch(cluster, tmp_path / "two", settings)
+    nodes = [launch.start(0), launch.start(1, before=f"mount -t tmpfs none {place.parent}")]
+    assert launch.end(*nodes) == [2, 2], launch.said(0) + launch.said(1)
+    for number in (0, 1):
+        assert f"tokens: there is no directory '{place}'" in last_words(launch, number)
