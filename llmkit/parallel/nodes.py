@@ -77,9 +77,9 @@ def read_nodes(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Nodes
     wait, restarts = (_whole(os.environ.get(name), name, problems, usual) for name, usual in ((WAIT, 600), (RESTARTS, 3)))
     if count > 1 and not problems:
         if not 0 <= rank < count:
-            which = "is not said" if rank == -1 else f"is given as {rank}"
+            which = "not said" if rank == -1 else str(rank)
             problems.append(
-                f"which of the {count} nodes this is {which}: set NODE_RANK, or --machine_rank, from 0 to {count - 1}"
+                f"the rank of this node among {count} is {which}: set NODE_RANK, or --machine_rank, from 0 to {count - 1}"
             )
         if not address:
             problems.append(

@@ -239,6 +239,34 @@ def test_accelerate_launch_by_itself_serves_as_well(
     assert losses(launch.result()) == pytest.approx(losses(one_process), abs=TOLERANCE)
 
 
+@pytest.mark.slow
+def test_the_slurm_script_starts_the_launchers_and_slurm_tells_them_their_places(
+    cluster: Cluster, settings: dict[str, Any], one_process: Artefact, tmp_path: Path
+) -> None:
+    launch = Launch(cluster, tmp_path / "two", settings)
+    asked = launch.words[launch.words.index("--config") + 1]
+    (tmp_path / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$MASTER_PORT" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    script = resources.PACKAGE.parent / "docs" / "cluster" / "slurm.sbatch"
+    given = {"SLURM_JOB_ID": "77", "TOKENS": str(settings["tokens"]), "OUTPUT": str(launch.output)}
+    done = subprocess.run(
+        ["bash", str(script), "--config", asked],
+        env={**os.environ, **given, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    port, option, program, *words = done.stdout.splitlines()
+    assert (port, option, program) == ("20077", "--kill-on-bad-exit=0", "llmkit")
+    nodes = []
+    for number, host in enumerate(cluster.hosts):
+        said = {"SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": str(number), "SLURM_STEP_NODELIST": ",".join(cluster.hosts)}
+        command = [sys.executable, "-m", "llmkit", *words]
+        nodes.append(cluster.start(number, command, tmp_path / f"{host}.log", **said, MASTER_PORT=port))
+    assert launch.end(*nodes) == [0, 0], [path.read_text() for path in tmp_path.glob("*.log")]
+    assert losses(launch.result()) == pytest.approx(losses(one_process), abs=TOLERANCE)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # They survive
 
@@ -311,6 +339,19 @@ def test_a_signal_to_one_node_stops_both_and_the_same_command_goes_on(
     nodes = [launch.start(number) for number in (0, 1)]
     assert launch.end(*nodes) == [0, 0], launch.said(0) + launch.said(1)
     assert weights(launch.result()) == weights(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_for_good_ends_the_launch_within_the_stated_time(
+    cluster: Cluster, longer: dict[str, Any], tmp_path: Path
+) -> None:
+    launch = Launch(cluster, tmp_path / "two", longer, LLMKIT_NODE_WAIT="25")
+    nodes = [launch.start(number) for number in (0, 1)]
+    launch.until(lambda: list(launch.partial.glob("checkpoint-*")), *nodes)
+    cluster.lose(1)
+    assert nodes[0].wait(timeout=120) == 2, launch.said(0)
+    assert "a lost one did not come again within 25 s" in launch.said(0)
+    assert list(launch.partial.glob("checkpoint-*"))
 
 
 # --------------------------------------------------------------------------------------------------------------------
