@@ -73,14 +73,21 @@ class _Meeting:
         this, count = rank()
         self.limit = int(os.environ.get(_LIMIT) or 600)
         hosts = this == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=hosts,
-            multi_tenant=True,  # so that the process group, later, takes this one
-            timeout=timedelta(seconds=self.limit),
-            wait_for_workers=False,
-        )
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        try:
+            store = TCPStore(
+                host,
+                port,
+                is_master=hosts,
+                multi_tenant=True,  # so that the process group, later, takes this one
+                timeout=timedelta(seconds=self.limit),
+                wait_for_workers=False,
+            )
+        except RuntimeError as failure:  # torch's own classes of it differ between versions
+            raise MainProcessGone(
+                f"rank {this} on {socket.gethostname()} has not reached the main process at {host}:{port} within "
+                f"{self.limit} s: it has ended, or the nodes may not connect to each other on all ports"
+            ) from failure
         self.store = PrefixStore(f"llmkit/{launch_id()}", store)
         self.count = count
         self.rounds = 0
@@ -105,7 +112,7 @@ class _Meeting:
             verdict = self.store.get(f"{name}/verdict").decode()
             self.store.set(f"{name}/{rank()[0]}/knows", "")
             return verdict or None
-        except RuntimeError as failure:  # torch's own classes of it differ between versions
+        except RuntimeError as failure:
             host = os.environ["MASTER_ADDR"]
             raise MainProcessGone(
                 f"rank {rank()[0]}: the main process, on {host}, has ended or not answered within {self.limit} s"
@@ -128,7 +135,7 @@ class _Meeting:
                 answers
             )
         finally:
-            mark.unlink()
+            mark.unlink(missing_ok=True)
 
     def _say(self, name: str, this: int, answer: dict[str, Any]) -> None:
         self.store.set(f"{name}/{this}", json.dumps(answer, default=str))
