@@ -30,7 +30,7 @@ def guarded(command: Callable[[], int], launched: bool = False) -> int:
         return code
     except LLMKitError as failure:
         is_said = failure.reported
-        if not _is_main():
+        if not _is_first():
             is_said = isinstance(failure, StageStopped)  # all ranks agree to stop, and the first one says it
             time.sleep(0 if is_said else _MAIN_SPEAKS)
         if not is_said:
@@ -46,10 +46,11 @@ def guarded(command: Callable[[], int], launched: bool = False) -> int:
         return 0
 
 
-def _is_main() -> bool:
-    from llmkit.pipeline.stage import rank
+def _is_first() -> bool:
+    """Whether this process speaks for those that were started with it: on several nodes, one on each."""
+    from llmkit.pipeline.ranks import on_several_nodes, rank
 
-    return rank()[0] == 0
+    return os.environ.get("LOCAL_RANK") == "0" if on_several_nodes() else rank()[0] == 0
 
 
 def main(words: list[str] | None = None) -> int:
@@ -104,13 +105,13 @@ def _help() -> str:
 
 
 def _run_stage(name: str, words: list[str]) -> int:
-    from llmkit.parallel.launch import data_ranks, default_layout, launch_stage, refuse
+    from llmkit.parallel.launch import data_ranks, default_layout, launch_stage, refuse, several_nodes
     from llmkit.stages import STAGES, run_from_command_line
 
     layout = default_layout() if STAGES[name].launched else None
     if layout and not any(word.startswith("--accelerate_config") for word in words):
         words = [*words, "--accelerate_config", layout]
-    return run_from_command_line(name, words, launch_stage, data_ranks, refuse)
+    return run_from_command_line(name, words, launch_stage, data_ranks, several_nodes, refuse)
 
 
 def _run(words: list[str]) -> int:

@@ -15,6 +15,7 @@ from llmkit.config import Resolved, Source, help_text, parse_arguments, resolve
 from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline import runner
 from llmkit.pipeline.artefact import Artefact, FileHashes
+from llmkit.pipeline.ranks import on_several_nodes
 from llmkit.pipeline.stage import Stage, finished_line, identify, load_target, rank, run_stage
 from llmkit.pipeline.stage import data_ranks as ranks_with_samples
 
@@ -126,6 +127,7 @@ def run_from_command_line(
     words: list[str],
     run_with_layout: runner.Launcher | None = None,
     data_ranks: runner.DataRanks = _one_process,
+    several_nodes: Callable[[str], bool] = lambda layout: False,
     refuse: Callable[[str, Resolved[Any], Path, str], None] | None = None,
 ) -> int:
     """Run one stage from command line words; what `llmkit <stage>` and `recipes/<stage>.py` do.
@@ -133,6 +135,7 @@ def run_from_command_line(
     Args:
         run_with_layout: starts the stage under `--accelerate_config`; None inside a launch.
         data_ranks: how many processes of a layout have samples of their own.
+        several_nodes: whether a layout is started on more than this machine.
         refuse: refuses a launch that would go wrong, before inputs are made for it; the launcher does so once more.
     """
     stage = STAGES[name]
@@ -164,6 +167,10 @@ def run_from_command_line(
     if stage.show and not options.get("output_dir"):
         return stage.show_result(resolved.config)
     if stage.prepare and not resolved.config.sources():  # type: ignore[attr-defined]
+        if on_several_nodes() or (layout and several_nodes(layout)):
+            raise ConfigError(
+                ["tokens: on several nodes name token shards; make them on one: `llmkit run base-model --until tokenize`"]
+            )
         if layout and refuse:
             refuse(name, resolved, runs, layout)
         resolved = prepare_tokens(resolved, runs)

@@ -17,6 +17,7 @@ from llmkit import resources
 from llmkit.config import Resolved
 from llmkit.errors import ConfigError, LLMKitError, StageFailed, StageStopped
 from llmkit.parallel.layout import read_layout
+from llmkit.parallel.nodes import node_count, read_nodes
 from llmkit.pipeline.artefact import Artefact
 from llmkit.pipeline.stage import Stage, failure_message, forget_failure, writing
 
@@ -42,22 +43,32 @@ def _gpus_of_machine() -> int:
 
 
 def process_count(layout: str) -> int:
-    """How many processes a layout has on this machine; see `Layout.process_count`.
+    """How many processes a layout has on all nodes, if they are as this one; see `Layout.process_count`.
 
     Raises:
         ConfigError: there is no such layout.
     """
-    return read_layout(layout).process_count(gpu_count())
+    found = read_layout(layout)
+    return found.process_count(gpu_count())
+
+
+def several_nodes(layout: str) -> bool:
+    """Whether a layout is started on more than this machine.
+
+    Raises:
+        ConfigError: there is no such layout.
+    """
+    found = read_layout(layout)
+    return not found.is_single and node_count(found.settings) > 1
 
 
 def data_ranks(layout: str) -> int:
-    """How many processes of a layout have samples of their own on this machine.
+    """How many processes of a layout have samples of their own.
 
     Raises:
         ConfigError: there is no such layout, or its dimensions do not divide its processes.
     """
-    found = read_layout(layout)
-    return found.data_ranks(found.process_count(gpu_count()))
+    return read_layout(layout).data_ranks(process_count(layout))
 
 
 def launch_words(layout: str) -> list[str]:
@@ -72,7 +83,7 @@ def launch_words(layout: str) -> list[str]:
     # No `--cpu` on a machine without a GPU: with it accelerate starts one process, whatever the layout says. The ranks find
     # by themselves that there is no GPU, and talk over gloo.
     words = [sys.executable, "-m", "llmkit.parallel.launcher", "--quiet", "--config_file", str(found.path)]
-    return [*words, *found.launch_options(found.process_count(gpu_count()))]
+    return [*words, *found.launch_options(process_count(layout))]
 
 
 def default_layout() -> str | None:
@@ -101,7 +112,8 @@ def launch_stage(stage: Stage, resolved: Resolved[Any], output: Path, layout: st
         StageFailed: it ended with any other error, which it has printed itself.
     """
     refuse(stage.name, resolved, output, layout)
-    settings = output.with_name(f"{output.name}.{os.getpid()}.yaml")
+    node = read_nodes(read_layout(layout).settings, {}).rank if several_nodes(layout) else 0
+    settings = output.with_name(f"{output.name}.{node}.{os.getpid()}.yaml")  # on several nodes, others may have its number
     recipe = resources.shipped("recipes") / f"{stage.name}.py"
     words = [*launch_words(layout), str(recipe), "--config", str(settings), "--output_dir", str(output), "--layout", layout]
     try:

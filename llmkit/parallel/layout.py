@@ -15,6 +15,7 @@ replicate x shard processes.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from typing import Any, Literal
 from llmkit import resources
 from llmkit.config import read_yaml
 from llmkit.errors import ConfigError
+from llmkit.parallel.nodes import node_count
 
 Device = Literal["none", "cpu", "nvme"]
 
@@ -41,6 +43,7 @@ class Layout:
     processes: int | None
     """Of all machines; None: one a GPU."""
     machines: int
+    """By the environment, where a scheduler says it, else by the file."""
     use_cpu: bool
     precision: str | None
     """`mixed_precision` as the file says it: no, fp16, bf16, fp8; None where it says nothing."""
@@ -66,19 +69,20 @@ class Layout:
         return self.tensor * self.context * self.pipeline
 
     def process_count(self, gpus: int) -> int:
-        """Processes of a launch on a machine with so many GPUs.
+        """Processes of a launch on machines with so many GPUs each.
 
         A layout that does not say it has one for each GPU, or without a GPU as many as its dimensions need, and at least two
-        that show that it works.
+        that show that it works. Each machine has as many.
         """
         if self.is_single:
             return 1
         needed = self.model_ranks * self.replicate * (self.shard or 1)
         if self.engine == "plain" and self.tensor > 1:
             return self.processes or needed  # accelerate has no tensor parallel groups that are merely copies of each other
-        most = 0 if self.use_cpu else gpus
-        fitting = most // needed * needed if most else 0  # of 6 GPUs, a layout of 4 uses 4
-        return self.processes or fitting or max(needed, 2)
+        unit = math.lcm(needed, self.machines)
+        most = 0 if self.use_cpu else gpus * self.machines
+        fitting = most // unit * unit if most else 0  # of 6 GPUs, a layout of 4 uses 4
+        return self.processes or fitting or (unit if unit > 1 else 2)
 
     def data_ranks(self, processes: int) -> int:
         """Processes with samples of their own.
@@ -153,7 +157,7 @@ def read_layout(name: str) -> Layout:
         settings=settings,
         engine="pipeline" if pipeline > 1 else {"DEEPSPEED": "deepspeed", "FSDP": "fsdp"}.get(kind, "plain"),  # type: ignore[arg-type]
         processes=None if settings.get("num_processes") == "auto" else settings.get("num_processes"),
-        machines=settings.get("num_machines", 1),
+        machines=node_count(settings),
         use_cpu=bool(settings.get("use_cpu")),
         precision={False: "no", None: None}.get(settings.get("mixed_precision"), settings.get("mixed_precision")),
         zero_stage=zero,

@@ -12,8 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llmkit.errors import ConfigError
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.machine import Machine
+from llmkit.parallel.nodes import read_nodes
 from llmkit.parallel.subject import Problem
 
 
@@ -93,27 +95,14 @@ def _dimensions(layout: Layout, machine: Machine) -> Iterator[Problem]:
 
 def _machines(layout: Layout, machine: Machine) -> Iterator[Problem]:
     """What several machines need to find each other."""
-    if layout.machines < 2:
+    if layout.is_single or layout.machines < 2:
         return
-    wanted = {
-        "main_process_ip": "the address of the machine with machine_rank 0, the same on all of them",
-        "main_process_port": "a port that is free there, the same on all of them",
-    }
-    if layout.settings.get("rdzv_backend", "static") == "static":
-        wanted["machine_rank"] = f"0 on the first machine, up to {layout.machines - 1} on the last"
-    if layout.processes is None:
-        wanted["num_processes"] = f"the processes of all {layout.machines} machines together"
-    for key, meaning in wanted.items():
-        if layout.settings.get(key) in (None, ""):
-            yield Problem(
-                f"{layout.path.name}: {key} is missing, and there are {layout.machines} machines", f"set it to {meaning}"
-            )
-    rank = layout.settings.get("machine_rank")
-    if isinstance(rank, int) and not 0 <= rank < layout.machines:
-        yield Problem(
-            f"{layout.path.name}: machine_rank is {rank}, and there are {layout.machines} machines",
-            f"give each its own rank from 0 to {layout.machines - 1}",
-        )
+    try:
+        read_nodes(layout.settings, {})
+    except ConfigError as failure:
+        for problem in failure.problems:
+            what, _, remedy = problem.partition(": ")
+            yield Problem(f"{layout.path.name}: {what}", remedy)
     if layout.processes and layout.processes % layout.machines:
         yield Problem(
             f"{layout.path.name}: {layout.processes} processes cannot be shared by {layout.machines} machines",

@@ -22,7 +22,7 @@ from typing import Any
 
 from llmkit.config import FieldSpec, Resolved, StageConfig, fields_of, flat
 from llmkit.errors import ArtefactError, DataError, LLMKitError
-from llmkit.pipeline import lock
+from llmkit.pipeline import lock, ranks
 from llmkit.pipeline.artefact import (
     MANIFEST,
     SETTINGS,
@@ -37,6 +37,7 @@ from llmkit.pipeline.artefact import (
     sync,
     write_synced,
 )
+from llmkit.pipeline.ranks import launch_id, rank
 from llmkit.resources import display
 
 _ATTEMPT = ".attempt.json"
@@ -254,11 +255,6 @@ def is_fresh(existing: Artefact | None, identity: Identity) -> bool:
 # Running one
 
 
-def rank() -> tuple[int, int]:
-    """This process's rank and the number of ranks, as the launcher set them."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def data_ranks() -> int:
     """How many ranks have samples of their own: those that divide a model, and not the data, have the same ones.
 
@@ -273,12 +269,6 @@ def data_ranks() -> int:
     ):
         together *= int(os.environ.get(name) or 1)
     return max(1, rank()[1] // together)
-
-
-def _launch_id() -> str:
-    """What all ranks of a launch have in common and no two launches at once, nor two starts of one that torchrun repeats."""
-    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
-    return "/".join(os.environ.get(name, "") for name in names)
 
 
 @dataclass
@@ -345,7 +335,15 @@ def run_stage(
     """
     this_rank = rank()[0]
     hashes = FileHashes(output.parent / ".hashes.json")
-    identity = identify(stage, resolved.config, hashes, processes=data_ranks())
+    try:
+        identity = identify(stage, resolved.config, hashes, processes=data_ranks())
+    except LLMKitError as failure:
+        if stage.launched:
+            ranks.agree(output, problem=str(failure))
+        raise
+    if stage.launched:
+        ranks.agree(output, settings=identity.settings, fingerprint=identity.fingerprint)
+    force = force and not ranks.started_again()  # what this launch has begun is gone on with
     if this_rank != 0:
         return _run_beside_main(stage, resolved, output, identity, force)
     existing = _ready_made(stage, output, identity, force)
@@ -384,14 +382,14 @@ def _run_beside_main(stage: Stage, resolved: Resolved[Any], output: Path, identi
     """Run a stage on a rank other than the first: when its main process has prepared the directory, and until it is committed.
 
     Nothing here has a limit of time, since the main process may wait for another run, or hash a large model for long. Where
-    it fails, the launcher ends this rank.
+    it fails, the launcher ends this rank, or on another node `ranks.pause` does.
     """
     partial = partial_of(output)
     while (existing := _ready_made(stage, output, identity, force)) is None:
         attempt = Attempt.peek(partial)
-        if attempt is not None and attempt.launch == _launch_id():
+        if attempt is not None and attempt.launch == launch_id():
             break
-        time.sleep(_PAUSE)
+        ranks.pause(_PAUSE)
     else:
         return existing
     if not attempt.is_at(identity):
@@ -400,7 +398,7 @@ def _run_beside_main(stage: Stage, resolved: Resolved[Any], output: Path, identi
     directory = os.stat(partial)
     load_target(stage.function)(resolved.config, Workspace(partial, is_main=False, say=_silent))
     while not (output.exists() and os.path.samestat(directory, os.stat(output))):
-        time.sleep(_PAUSE)
+        ranks.pause(_PAUSE)
     return Artefact(output, Manifest.from_json((output / MANIFEST).read_text(encoding="utf-8")))
 
 
@@ -545,7 +543,7 @@ def _prepare(stage: Stage, resolved: Resolved[Any], output: Path, identity: Iden
                 _remove(item)
     header = f"Settings of `llmkit {stage.name}`, resolved; `--config` with this file gives the same result"
     write_synced(partial / SETTINGS, resolved.to_yaml(header))
-    replace(attempt, launch=_launch_id()).write(partial)  # last: the other ranks begin when they see it
+    replace(attempt, launch=launch_id()).write(partial)  # last: the other ranks begin when they see it
 
 
 def _has_reached_something(stage: Stage, partial: Path) -> bool:

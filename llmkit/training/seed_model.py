@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llmkit.pipeline.ranks import pause
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
@@ -34,5 +35,5 @@ def seed_model(workspace: Workspace, make: Callable[[], Any]) -> Path:
         make().save_pretrained(aside)
         os.replace(aside, place)
     while not place.exists():  # if the main process fails, the launcher ends this one
-        time.sleep(0.05)
+        pause(0.05)
     return place

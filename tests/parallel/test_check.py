@@ -212,9 +212,9 @@ BROKEN = {
     "no token shards": Broken("there is no directory 'runs/nowhere'", "`llmkit tokenize`", {"tokens": "runs/nowhere"}),
     "no corpus": Broken("'nowhere' is no file", "give the path of a file", {"train_file": ["nowhere"]}),
     "machines that do not find each other": Broken(
-        "main_process_ip is missing, and there are 2 machines",
-        "the address of the machine with machine_rank 0",
-        layout=multi(num_machines=2, machine_rank=0, main_process_port=29501),
+        "the rank of this node among 2 is not said",
+        "set NODE_RANK, or --machine_rank, from 0 to 1",
+        layout=multi(num_machines=2, main_process_ip="10.0.0.1", main_process_port=29501),
     ),
     "muon in pieces": Broken("muon needs whole matrices", "such as ddp", {"optim": "muon"}, deepspeed()),
     "spikes under DeepSpeed": Broken(
@@ -308,6 +308,8 @@ def test_what_is_shipped_is_right(recipe: str, layout: str, base_model: Artefact
             "needs a GPU",
             "needs DeepSpeed",
             "needs torchao",
+            "of this node among",
+            "of the first of the",
             "GPUs",
             "machines",
             "cannot be divided among",
@@ -417,9 +419,10 @@ def test_a_machine_with_all_that_is_asked_for_has_no_problem() -> None:
     assert arithmetic(found) == "8 processes; 8 samples at once x 1 accumulated x 8 data-parallel = 64 samples a step"
 
 
-def test_more_processes_than_gpus_are_found() -> None:
+def test_more_processes_than_gpus_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_RANK", "0")
     assert "16 processes on this machine, which has 8 GPUs; set num_processes to 8" in said(subject(multi(num_processes=16)))
-    several = multi(num_processes=16, num_machines=2, machine_rank=0, main_process_ip="10.0.0.1", main_process_port=29500)
+    several = multi(num_processes=16, num_machines=2, main_process_ip="10.0.0.1", main_process_port=29500)
     assert problems(subject(several)) == []
 
 
