@@ -20,6 +20,7 @@ from llmkit.models.masking import check_document_masking
 from llmkit.models.mup import apply_mup, lr_multipliers
 from llmkit.models.sizing import describe_parameters, describe_ratio
 from llmkit.pipeline.artefact import SAMPLES, Artefact
+from llmkit.pipeline.stage import data_ranks
 from llmkit.tokens.mixture import Mixture
 from llmkit.tokens.packing import packing_report
 from llmkit.tokens.samples import JoinedSamples, PackedDocuments, TokenBlocks
@@ -29,6 +30,7 @@ from llmkit.training.hardware import set_up
 from llmkit.training.instability import UpdateGuard
 from llmkit.training.losses import set_up_loss
 from llmkit.training.order import MixedSamples, OrderedSamples
+from llmkit.training.pipeline_parallel import PipelineTrainer, pipeline_degree
 from llmkit.training.pretrain import tokens_of
 from llmkit.training.schedules import RunLength, schedule_of
 from llmkit.training.text_samples import TextSamples, samples_section
@@ -86,7 +88,7 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
     elif config.max_steps < 0:
         arguments.max_steps = math.ceil(config.num_train_epochs * len(train_set) / per_step)
     if validation_set:
-        validation_set.fill_up_to_multiple(arguments.eval_batch_size * arguments.world_size)
+        validation_set.fill_up_to_multiple(arguments.eval_batch_size * data_ranks())
     model = _load(config, seed_model)
     check_config(model.config, tokenizer, config.block_size)
     if arguments.ddp_find_unused_parameters is None:  # only experts may get no token of a batch; looking for them costs time
@@ -97,11 +99,13 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
         pad_token_id=tokenizer.pad_token_id,
         do_sample=True,
     )
-    set_up_loss(model, 0 if config.z_loss else config.loss_chunk_size, arguments)
+    is_pipeline = pipeline_degree() > 1
+    set_up_loss(model, 0 if config.z_loss or is_pipeline else config.loss_chunk_size, arguments)
     counts = parameter_counts(model)
     targets = validation_set.targets if validation_set else 0
     ordered = _in_order(config, train_set, arguments.max_steps, per_step)
-    trainer = LLMKitTrainer(
+    trainer_class = partial(PipelineTrainer, config=config) if is_pipeline else LLMKitTrainer
+    trainer = trainer_class(
         workspace=workspace,
         data=data_fingerprint(*(item.directory for item in shards)),
         keep=config.save_total_limit,
@@ -125,7 +129,10 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
     workspace.say(f"{model.config.model_type} with {describe_parameters(counts)}")
     workspace.say(f"{len(train_set):,} samples of {config.block_size} tokens, {per_step:,} a step")
     workspace.say(describe_ratio(arguments.max_steps * tokens_per_step, counts["active"]))
-    return trainer, shards, {"parameters": counts, **_packing(config, shards, train_set, ordered, workspace)}
+    facts = {"parameters": counts, **_packing(config, shards, train_set, ordered, workspace)}
+    if isinstance(trainer, PipelineTrainer):
+        facts["pipeline"] = trainer.described
+    return trainer, shards, facts
 
 
 def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:

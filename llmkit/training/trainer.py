@@ -25,7 +25,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from llmkit.errors import ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
 from llmkit.pipeline.stage import data_ranks
-from llmkit.training import checkpoints, dumps
+from llmkit.training import checkpoints, dumps, named_state
 from llmkit.training.cpu_ranks import needs_a_device
 from llmkit.training.hardware import on_cpu, precision
 from llmkit.training.instability import Step, UpdateGuard
@@ -101,7 +101,7 @@ def training_arguments(config: TrainingConfig, directory: Path, **ours: Any) -> 
 
 def samples_per_step(arguments: TrainingArguments) -> int:
     """Samples of one optimizer step, on all processes."""
-    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * data_ranks()
 
 
 class LLMKitTrainer(Trainer):
@@ -281,7 +281,10 @@ class LLMKitTrainer(Trainer):
         with self.throughput.waiting():
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._is_ordered:
-            self._digests.append(torch.stack([batch.pop(DIGEST).sum() for batch in batches]).sum())
+            digest = torch.stack([batch.pop(DIGEST).sum() for batch in batches]).sum()
+            # Of the ranks that compute the same samples together, which are neighbours, the first counts them.
+            together = self.args.world_size // data_ranks()
+            self._digests.append(digest if self.args.process_index % together == 0 else torch.zeros_like(digest))
             if self._random_state_in:  # starting a data loader draws a random number, which the first run had drawn before
                 self._load_rng_state(self._random_state_in)
                 self._random_state_in = None
@@ -430,7 +433,7 @@ class LLMKitTrainer(Trainer):
                 raise ConfigError([f"optim: transformers gives no {self.args.optim}: {failure}"]) from failure
             if self._lr_multipliers is not None:
                 multiply_learning_rates(self.optimizer, trained, self._lr_multipliers)
-            self.optimizer_shares = shares(trained, self.optimizer)
+            self.optimizer_shares = self._optimizer_shares(trained)
             self.workspace.say(
                 "; ".join(
                     f"{name}: {count['tensors']:,} tensors, {count['parameters']:,} parameters"
@@ -438,6 +441,9 @@ class LLMKitTrainer(Trainer):
                 )
             )
         return self.optimizer
+
+    def _optimizer_shares(self, model: Any) -> dict[str, dict[str, int]]:
+        return shares(model, self.optimizer)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """The parameters with weight decay: matrices and embeddings, and no vector of any name."""
@@ -542,6 +548,19 @@ class LLMKitTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self.throughput.apart():
             self._write_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer, and from a checkpoint of a pipeline, whose processes each wrote the state of their layers."""
+        state = named_state.read(Path(checkpoint)) if checkpoint is not None else {}
+        if not state:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        named_state.load(self.optimizer, self.accelerator.unwrap_model(self.model), state, self._other_names())
+        self.lr_scheduler.load_state_dict(torch.load(os.path.join(checkpoint or "", "scheduler.pt"), weights_only=True))
+
+    def _other_names(self) -> dict[str, str]:
+        """What a tied parameter is called where another part of the model is."""
+        return {}
 
     def _write_checkpoint(self, model: Any, trial: Any) -> None:
         directory = Path(super()._get_output_dir(trial))
