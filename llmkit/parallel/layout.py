@@ -135,6 +135,8 @@ def read_layout(name: str) -> Layout:
         zero = 3 if fsdp.get("fsdp_reshard_after_forward", True) in (True, "true", "FULL_SHARD") else 2
         optimizer = weights = "cpu" if fsdp.get("fsdp_offload_params") else "none"
         shard = size.get("dp_shard") if parallel else None
+    elif size.get("dp_shard", 1) > 1:  # transformers divides the model by itself, as FSDP2
+        kind, zero, shard = "FSDP", 3, size["dp_shard"]
     elif kind == "MEGATRON_LM":
         pipeline = int((settings.get("megatron_lm_config") or {}).get("megatron_lm_pp_degree", 1))
     return Layout(

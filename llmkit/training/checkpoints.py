@@ -24,6 +24,8 @@ from llmkit.pipeline.artefact import FileRecord, sha256_of, sync, write_synced
 RECORD = "checkpoint.json"
 WRITING = ".writing"
 PERMANENT = "checkpoints"
+SHARDS = "shards"
+"""Weights and optimizer state of a layout that divides them as DTensors, for a resume."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 

@@ -33,6 +33,7 @@ from llmkit.training.order import MixedSamples, OrderedSamples
 from llmkit.training.pipeline_parallel import PipelineTrainer, pipeline_degree
 from llmkit.training.pretrain import tokens_of
 from llmkit.training.schedules import RunLength, schedule_of
+from llmkit.training.shards import distributed_config
 from llmkit.training.text_samples import TextSamples, samples_section
 from llmkit.training.throughput import flops_per_token, matrix_parameters
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
@@ -171,8 +172,11 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
 
 
 def _load(config: PretrainConfig, place: Path | str) -> Any:
+    divided = {} if (how := distributed_config()) is None else {"distributed_config": how}
     try:
-        return AutoModelForCausalLM.from_pretrained(place, dtype="float32", attn_implementation=config.attn_implementation)
+        return AutoModelForCausalLM.from_pretrained(
+            place, dtype="float32", attn_implementation=config.attn_implementation, **divided
+        )
     except (OSError, ValueError, ImportError) as failure:
         keys = "model_name_or_path, attn_implementation" if config.model_name_or_path else "attn_implementation"
         raise ConfigError([f"{keys}: transformers gives no model: {failure}"]) from failure

@@ -306,7 +306,13 @@ class PipelineTrainer(LLMKitTrainer):
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self._whole.load(self.model, Path(resume_from_checkpoint))
+        checkpoint = Path(resume_from_checkpoint)
+        if not named_state.read(checkpoint):
+            raise ArtefactError(
+                f"resume: {checkpoint} was not written by a pipeline, whose stages find their optimizer state by name; "
+                f"go on in the layout that wrote it, or start from its weights with --model_name_or_path {checkpoint}"
+            )
+        self._whole.load(self.model, checkpoint)
 
     def _other_names(self) -> dict[str, str]:
         return self._whole.aliases

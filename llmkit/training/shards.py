@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from transformers.distributed import DistributedConfig
+
+
+def distributed_config() -> DistributedConfig | None:
+    """How this launch has transformers divide a model when it loads it; None where it does not."""
+    tensor, shard, replicate = (
+        int(os.environ.get(f"PARALLELISM_CONFIG_{name}_SIZE") or 1) for name in ("TP", "DP_SHARD", "DP_REPLICATE")
+    )
+    if tensor == 1 or os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG") != "true":
+        return None
+    from transformers.distributed import DistributedConfig
+
+    return DistributedConfig(tp_size=tensor, fsdp_size=shard, dp_replicate_size=replicate)
 
 
 def clip_shards(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
@@ -29,3 +60,56 @@ def clip_shards(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.
     for together in of_mesh.values():
         torch.nn.utils.clip_grads_with_norm_(together, max_norm, total)
     return total
+
+
+def is_divided(model: torch.nn.Module) -> bool:
+    """Whether parameters of a model are divided as DTensors."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def save_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
+    """Write weights and optimizer state, each process what it holds (torch.distributed.checkpoint).
+
+    Tensors are kept by name and as parts of whole ones, so that a layout that divides them otherwise can read them.
+    """
+    weights, state = get_state_dict(model, optimizer)
+    with _quiet():
+        dcp.save({"model": weights, "optimizer": state}, checkpoint_id=directory)
+
+
+def load_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
+    """Read what `save_state` wrote into a model and an optimizer, whole or divided in whatever way."""
+    weights, state = get_state_dict(model, optimizer)
+    with _quiet():
+        dcp.load({"model": weights, "optimizer": state}, checkpoint_id=directory)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+
+
+def load_whole_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Read the checkpoint of a layout in which every process holds everything into a divided model and its optimizer.
+
+    torch keeps the state of such an optimizer by the positions of its parameters; ours has the same parameters at the same
+    positions, and knows their names.
+    """
+    whole = StateDictOptions(full_state_dict=True)
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        weights |= load_file(file)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    named: dict[str, Any] = {"state": {}, "param_groups": []}
+    for written, ours in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        of_group = [names[id(parameter)] for parameter in ours["params"]]
+        named["param_groups"].append({**written, "params": of_group})
+        named["state"] |= {name: state["state"][position] for name, position in zip(of_group, written["params"], strict=True)}
+    missing = set(get_model_state_dict(model)) - set(weights)  # tied weights are written once
+    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=not missing))
+    set_optimizer_state_dict(model, optimizer, named, options=whole)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns of a process that stands alone, which a checkpoint may be read by."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -21,21 +21,21 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer import SCHEDULER_NAME
 
-from llmkit.errors import ConfigError, StageStopped
+from llmkit.errors import ArtefactError, ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
 from llmkit.pipeline.stage import data_ranks
-from llmkit.training import checkpoints, dumps, named_state
+from llmkit.training import checkpoints, dumps, named_state, optimizers, shards
 from llmkit.training.cpu_ranks import needs_a_device
 from llmkit.training.hardware import on_cpu, precision
 from llmkit.training.instability import Step, UpdateGuard
 from llmkit.training.learning_rates import multiply_learning_rates
 from llmkit.training.ledger import Ledger
-from llmkit.training.optimizers import MUON, muon, shares, undecayed_names
+from llmkit.training.optimizers import MUON, muon, undecayed_names
 from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
 from llmkit.training.progress import TIMES, Progress
 from llmkit.training.schedules import OURS, Schedule
-from llmkit.training.shards import clip_shards
 from llmkit.training.stopping import GracefulStop
 from llmkit.training.throughput import Throughput, measured_peak, peak_memory
 from llmkit.training.z_loss import ZLoss
@@ -144,12 +144,19 @@ class LLMKitTrainer(Trainer):
         """
         self._lr_multipliers = lr_multipliers
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
+        # transformers cannot write the optimizer of a model that it has divided itself, and refuses to begin; `shards` can.
+        save_only_model = arguments["args"].save_only_model
+        arguments["args"].save_only_model |= getattr(arguments["model"], "is_distributed_loading_by_transformers", False)
         try:
             super().__init__(**arguments)
         except (ImportError, RuntimeError, ValueError) as failure:
             if not any(words in str(failure) for words in ("Callback requires", "is not supported, only")):
                 raise
             raise ConfigError([f"report_to: {failure}"]) from failure  # a tracker that is not installed, or that nobody knows
+        self.args.save_only_model = save_only_model
+        if self.is_deepspeed_enabled and self.args.device.type == "cpu":
+            # DeepSpeed's own optimizer for offloaded state is compiled at its first use; here there is nothing to be won.
+            self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
         if self.args.optim == MUON and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ConfigError(
                 [
@@ -163,7 +170,7 @@ class LLMKitTrainer(Trainer):
         self.data_fingerprint, self.keep, self.permanent_steps, self.write_card = data, keep, permanent_steps, write_card
         self.targets_per_sample, self.items_per_sample = targets_per_sample, items_per_sample
         self.schedule = schedule
-        self.z_loss = ZLoss(z_loss, self.args.gradient_accumulation_steps, self.args.world_size) if z_loss else None
+        self.z_loss = ZLoss(z_loss, self.args.gradient_accumulation_steps, data_ranks()) if z_loss else None
         self.workspace = workspace
         self.data_chain = ""
         """Digest of all the data learned so far, in its order; see `order.Digesting`."""
@@ -319,7 +326,7 @@ class LLMKitTrainer(Trainer):
         self.accelerator.unscale_gradients()
         gradients = [parameter.grad for _, parameter in named]
         if not all(type(gradient) is torch.Tensor for gradient in gradients):  # shards of tensors
-            return clip_shards([parameter for _, parameter in named], max_norm)
+            return shards.clip_shards([parameter for _, parameter in named], max_norm)
         norms = torch.stack(torch._foreach_norm(gradients))
         norm = torch.linalg.vector_norm(norms)
         torch.nn.utils.clip_grads_with_norm_([parameter for _, parameter in named], max_norm, norm)
@@ -359,7 +366,11 @@ class LLMKitTrainer(Trainer):
 
     def _is_partitioned(self) -> bool:
         """Whether no process has whole weights and gradients."""
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return self.is_deepspeed_enabled or self._is_in_shards()
+
+    def _is_in_shards(self) -> bool:
+        """Whether weights, gradients and optimizer state are DTensors, or will be when training begins."""
+        return self.is_fsdp_enabled or self.is_distributed_loading_by_transformers
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         """Log, save, and only then evaluate: nothing is lost where that fails. (To save the best, it has to come first.)"""
@@ -443,7 +454,7 @@ class LLMKitTrainer(Trainer):
         return self.optimizer
 
     def _optimizer_shares(self, model: Any) -> dict[str, dict[str, int]]:
-        return shares(model, self.optimizer)
+        return optimizers.shares(model, self.optimizer)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """The parameters with weight decay: matrices and embeddings, and no vector of any name."""
@@ -497,7 +508,10 @@ class LLMKitTrainer(Trainer):
         finally:
             self.label_smoother = smoother
         if self.targets_per_sample is not None:
-            targets = (inputs["labels"][:, 1:] != -100).sum()
+            if "shift_labels" in inputs:  # of a part of each sample, along its length
+                targets = (inputs["shift_labels"] != -100).sum() * self.get_cp_size()
+            else:
+                targets = (inputs["labels"][:, 1:] != -100).sum()
             loss = torch.where(targets > 0, loss, 0.0)  # the mean over no targets is not a number
             loss = loss * targets / (len(inputs["labels"]) * self.targets_per_sample)
         return (loss, outputs) if return_outputs else loss
@@ -549,15 +563,6 @@ class LLMKitTrainer(Trainer):
         with self.throughput.apart():
             self._write_checkpoint(model, trial)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As Trainer, and from a checkpoint of a pipeline, whose processes each wrote the state of their layers."""
-        state = named_state.read(Path(checkpoint)) if checkpoint is not None else {}
-        if not state:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        named_state.load(self.optimizer, self.accelerator.unwrap_model(self.model), state, self._other_names())
-        self.lr_scheduler.load_state_dict(torch.load(os.path.join(checkpoint or "", "scheduler.pt"), weights_only=True))
-
     def _other_names(self) -> dict[str, str]:
         """What a tied parameter is called where another part of the model is."""
         return {}
@@ -599,7 +604,47 @@ class LLMKitTrainer(Trainer):
     @property
     def has_partitioned_weights(self) -> bool:
         """Whether no process has the whole weights."""
-        return is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
+        return is_deepspeed_zero3_enabled() or self._is_in_shards()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._is_in_shards():
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        shards.save_state(self._bare_model(), self._bare_optimizer(), Path(output_dir, checkpoints.SHARDS))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The weights of a checkpoint. Those of shards come with the optimizer's state, when there is one."""
+        if not self._is_in_shards() and not Path(resume_from_checkpoint, checkpoints.SHARDS).exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        divided = Path(checkpoint, checkpoints.SHARDS)
+        if of_stages := named_state.read(Path(checkpoint)):
+            if self._is_in_shards():
+                raise ArtefactError(
+                    f"resume: {checkpoint} was written by a pipeline; go on in one, in one process or data parallel, or start "
+                    f"from its weights with --model_name_or_path {checkpoint}"
+                )
+            named_state.load(self._bare_optimizer(), self._bare_model(), of_stages, self._other_names())
+        elif divided.exists():
+            shards.load_state(self._bare_model(), self._bare_optimizer(), divided)
+        elif self._is_in_shards():
+            shards.load_whole_state(self._bare_model(), self._bare_optimizer(), Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def _bare_model(self) -> torch.nn.Module:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _check_written(self, written: Path) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
