@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from llmkit.parallel.launch import launch_words
 from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.samples import TokenBlocks
 from llmkit.tokens.shards import TokenStream
@@ -108,7 +110,7 @@ def pipeline(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 def assert_same(found: Artefact, expected: Artefact) -> None:
     for key in ("loss", "eval_loss"):
         assert told(found, key) == pytest.approx(told(expected, key), abs=LOSS)
-    assert told(found, "grad_norm") == pytest.approx(told(expected, "grad_norm"), rel=1e-4)
+    assert told(found, "grad_norm") == pytest.approx(told(expected, "grad_norm"), rel=1e-3)
     assert told(found, "data_chain", "learning_rate") == told(expected, "data_chain", "learning_rate")
     ours, theirs = weights(found.directory), weights(expected.directory)
     assert ours.keys() == theirs.keys()
@@ -256,28 +258,42 @@ def test_a_signal_ends_a_pipeline_after_a_checkpoint(settings: dict[str, Any], t
     assert AutoModelForCausalLM.from_pretrained(checkpoint).config.num_hidden_layers == 4
 
 
+# In step 3, a gradient of the first stage is no number; the losses are, and so are all other gradients.
+DRIVER = """
+import sys
+
+from llmkit import stages
+from llmkit.training.pipeline_parallel import PipelineTrainer
+
+reduce = PipelineTrainer._reduce_gradients
+
+def poisoned(self):
+    if self.position == 0 and self.state.global_step + 1 == 3:
+        next(self.model.parameters()).grad.fill_(float("nan"))
+    reduce(self)
+
+PipelineTrainer._reduce_gradients = poisoned
+sys.exit(stages.main("pretrain"))
+"""
+
+
 @pytest.mark.slow
-def test_a_gradient_that_is_no_number_in_one_stage_skips_the_update_of_all(
-    pipeline: Artefact, settings: dict[str, Any], tmp_path: Path
-) -> None:
-    poisoned = tmp_path / "poisoned"
-    model = AutoModelForCausalLM.from_pretrained(pipeline.directory)
-    # The last layer squares what it is given until it overflows; what the layers before it compute is finite.
-    model.model.layers[3].mlp.up_proj.weight.data.fill_(1e30)
-    model.model.layers[3].mlp.gate_proj.weight.data.fill_(1e30)
-    model.save_pretrained(poisoned)
-    for path in (settings["tokens"] / "tokenizer").iterdir():
-        (poisoned / path.name).write_bytes(path.read_bytes())
-    asked = {**settings, "model_name_or_path": poisoned, "max_steps": 3, "save_permanent_steps": None}
-    found = train(tmp_path / "m", asked)
-    assert told(found, "skipped_steps") == [1, 2, 3]
-    before, after = weights(poisoned), weights(found.directory)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+def test_a_gradient_that_is_no_number_in_one_stage_skips_the_update_of_all(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "driver.py").write_text(DRIVER)
+    asked = {**settings, **MODELS["llama"], "max_steps": 4, "save_steps": 1, "save_permanent_steps": 1}
+    words = command(tmp_path / "m", asked)
+    words = [*launch_words("pp"), str(tmp_path / "driver.py"), *words[4 : words.index("--accelerate_config")]]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert told(Artefact.open(tmp_path / "m", "pretrain"), "skipped_at") == [[3]]
+    states = [weights(tmp_path / "m" / "checkpoints" / f"checkpoint-{step}") for step in range(1, 5)]
+    changed = [{name for name in now if not torch.equal(now[name], before[name])} for before, now in pairwise(states)]
+    assert [len(names) for names in changed] == [len(states[0]), 0, len(states[0])]
 
 
 @pytest.mark.slow
 def test_all_that_a_pipeline_does_not_do_is_refused_at_once(settings: dict[str, Any], tmp_path: Path) -> None:
-    asked = {"optim": "muon", "document_masking": True, "z_loss": 1e-4, "label_smoothing_factor": 0.1}
+    asked = {**MODELS["llama"], "optim": "muon", "document_masking": True, "z_loss": 1e-4, "label_smoothing_factor": 0.1}
     asked |= {"pipeline_schedule": "interleaved", "global_batch_size": 20}
     words = command(tmp_path / "m", {**settings, **asked})
     done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
