@@ -72,7 +72,7 @@ def launch_words(layout: str) -> list[str]:
     # No `--cpu` on a machine without a GPU: with it accelerate starts one process, whatever the layout says. The ranks find
     # by themselves that there is no GPU, and talk over gloo.
     words = [sys.executable, "-m", "llmkit.parallel.launcher", "--quiet", "--config_file", str(found.path)]
-    return [*words, "--num_processes", str(found.process_count(gpu_count()))]
+    return [*words, *found.launch_options(found.process_count(gpu_count()))]
 
 
 def default_layout() -> str | None:

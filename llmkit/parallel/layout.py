@@ -74,6 +74,8 @@ class Layout:
         if self.is_single:
             return 1
         needed = self.model_ranks * self.replicate * (self.shard or 1)
+        if self.engine == "plain" and self.tensor > 1:
+            return self.processes or needed  # accelerate has no tensor parallel groups that are merely copies of each other
         most = 0 if self.use_cpu else gpus
         fitting = most // needed * needed if most else 0  # of 6 GPUs, a layout of 4 uses 4
         return self.processes or fitting or max(needed, 2)
@@ -93,6 +95,13 @@ class Layout:
                 ]
             )
         return ranks
+
+    def launch_options(self, processes: int) -> list[str]:
+        """What `accelerate launch` is told beside the file: the processes, and the dimension that grows with them."""
+        options = ["--num_processes", str(processes)]
+        if self.engine == "fsdp" and self.settings.get("parallelism_config"):
+            options += ["--parallelism_config_dp_shard_size", str(self.sizes(processes)["shard"])]
+        return options
 
     def sizes(self, processes: int) -> dict[str, int]:
         """All dimensions for a number of processes; `replicate` and `shard` grow to fill them."""
@@ -143,7 +152,7 @@ def read_layout(name: str) -> Layout:
         path=path,
         settings=settings,
         engine="pipeline" if pipeline > 1 else {"DEEPSPEED": "deepspeed", "FSDP": "fsdp"}.get(kind, "plain"),  # type: ignore[arg-type]
-        processes=settings.get("num_processes"),
+        processes=None if settings.get("num_processes") == "auto" else settings.get("num_processes"),
         machines=settings.get("num_machines", 1),
         use_cpu=bool(settings.get("use_cpu")),
         precision={False: "no", None: None}.get(settings.get("mixed_precision"), settings.get("mixed_precision")),

@@ -40,6 +40,9 @@ class CheckpointRecord:
     """Digest of the data learned so far, in its order; see `order.Digesting`."""
     samples_per_step: int
     processes: int
+    kept_as: str = ""
+    """How the state of weights and optimizer is kept: whole, shards, zero1, zero2, zero3 (by DeepSpeed) or stages; empty where
+    an older llmkit did not say it."""
     files: list[FileRecord] = field(default_factory=list)
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from transformers.utils.logging import disable_progress_bar
 
-from llmkit.errors import DataError
+from llmkit.errors import ConfigError, DataError
 from llmkit.models.causal import parameter_counts
 from llmkit.pipeline.artefact import enclosing
 from llmkit.tasks import text_classification as task
@@ -18,6 +18,7 @@ from llmkit.tasks.tables import REVIEWS, read_dataset, read_table, source_name, 
 from llmkit.training.card import settings_table, write_card
 from llmkit.training.hardware import set_up
 from llmkit.training.instability import UpdateGuard
+from llmkit.training.pipeline_parallel import pipeline_degree
 from llmkit.training.schedules import RunLength, schedule_of
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
 
@@ -77,6 +78,8 @@ def load_examples(config: FinetuneConfig) -> Examples:
 def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
     """Fine-tune a classifier; see `finetune.finetune`."""
     set_up(config)
+    if pipeline_degree() > 1:
+        raise ConfigError(["accelerate_config: only pretraining has a pipeline; take another layout, such as fsdp2"])
     disable_progress_bar()
     directory = workspace.directory
     data = load_examples(config)

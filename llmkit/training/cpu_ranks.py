@@ -7,6 +7,7 @@ aside here, in one place, and only on a machine without one. Nothing of this run
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,7 @@ def stand_in_for_devices() -> None:
 
     state.PartialState._prepare_backend = gloo
     # Pinned memory serves copies to a device, and there is none.
-    CPUOffloadPolicy.__init__.__defaults__ = (False,)  # type: ignore[misc]
+    CPUOffloadPolicy.__init__.__defaults__ = (False,)
     training_args.is_torch_bf16_gpu_available = torch.cpu._is_avx512_bf16_supported
     if int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE") or 1) > 1:
         _let_attention_go_round()
@@ -46,8 +47,8 @@ def stand_in_for_devices() -> None:
 
 def _let_attention_go_round() -> None:
     """Give torch's ring attention the attention kernel of CPUs: it knows those of CUDA only, and all have the same form."""
-    from torch.distributed.tensor.experimental._context_parallel import _attention
-
+    # Private to torch, and without types that could be met.
+    ring_attention: Any = import_module("torch.distributed.tensor.experimental._context_parallel._attention")
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
@@ -61,7 +62,7 @@ def _let_attention_go_round() -> None:
         mesh = query.device_mesh
         dropout = rest[0] if rest else named.get("dropout_p", 0.0)
         causal = rest[1] if len(rest) > 1 else named.get("is_causal", False)
-        output, normaliser, *_ = _attention._templated_ring_attention(
+        output, normaliser, *_ = ring_attention._templated_ring_attention(
             mesh.get_group(),
             2,
             forward,
@@ -76,7 +77,7 @@ def _let_attention_go_round() -> None:
     def attend_backward(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[DTensor, ...]:
         mesh = given[1].device_mesh
         gradient, query, key, value, output, normaliser = (_local(part) for part in given[:6])
-        gradients = _attention._templated_ring_attention_backward(
+        gradients = ring_attention._templated_ring_attention_backward(
             mesh.get_group(),
             2,
             backward_by_name,
@@ -93,7 +94,7 @@ def _let_attention_go_round() -> None:
         )
         return tuple(_along_length(part, mesh) for part in gradients[:3])
 
-    _attention.custom_ops[forward], _attention.custom_ops[backward] = attend, attend_backward
+    ring_attention.custom_ops.update({forward: attend, backward: attend_backward})
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The state of an optimizer by the names of the parameters, so that it can be loaded where they are divided otherwise."""
+"""The state of an optimizer by the names of the parameters, in one file for each part of a model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,8 @@ _FILE = "optimizer-{}.pt"
 
 
 def save(optimizer: Any, model: torch.nn.Module, directory: Path, part: int) -> None:
-    """Write the state of the parameters that this process has, and the settings of their groups."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state = {}
-    for group in optimizer.param_groups:
-        settings = {key: value for key, value in group.items() if key != "params"}
-        for parameter in group["params"]:
-            state[names[id(parameter)]] = {"state": dict(optimizer.state.get(parameter, {})), "group": settings}
+    """Write the state of the parameters that this process has."""
+    state = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
     torch.save(state, directory / _FILE.format(part))
 
 
@@ -32,8 +27,8 @@ def read(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load(optimizer: Any, model: torch.nn.Module, state: dict[str, Any], other_names: Mapping[str, str] | None = None) -> None:
-    """Take the state of the parameters that this process has.
+def load(optimizer: Any, model: torch.nn.Module, state: dict[str, Any], other_names: Mapping[str, str]) -> None:
+    """Take the state of the parameters that this process has; settings of the optimizer stay as they are.
 
     Args:
         other_names: what tied parameters are called elsewhere.
@@ -42,16 +37,13 @@ def load(optimizer: Any, model: torch.nn.Module, state: dict[str, Any], other_na
         ArtefactError: a parameter is not in it.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    states: dict[int, dict[str, Any]] = {}
-    groups = []
-    for group in optimizer.param_groups:
-        positions = []
-        for parameter in group["params"]:
+    own = optimizer.state_dict()
+    for group, positions in zip(optimizer.param_groups, own["param_groups"], strict=True):
+        for parameter, position in zip(group["params"], positions["params"], strict=True):
             name = names[id(parameter)]
-            found = state.get(name, state.get((other_names or {}).get(name, name)))
+            found = state.get(name, state.get(other_names.get(name, name)))
             if found is None:
                 raise ArtefactError(f"the checkpoint has no optimizer state of {name}; was it made of another model?")
-            positions.append(len(states))
-            states[len(states)] = found["state"]
-        groups.append({**found["group"], "params": positions})
-    optimizer.load_state_dict({"state": {key: value for key, value in states.items() if value}, "param_groups": groups})
+            if found:
+                own["state"][position] = found
+    optimizer.load_state_dict(own)

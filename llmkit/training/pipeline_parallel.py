@@ -290,6 +290,9 @@ class PipelineTrainer(LLMKitTrainer):
     def _is_partitioned(self) -> bool:
         return True
 
+    def _kept_as(self) -> str:
+        return "stages"
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the whole model, which the main process gathers tensor by tensor."""
         whole = self._whole.gather(self.model, self.position, self.args.device) if self.replica == 0 else None
@@ -306,13 +309,7 @@ class PipelineTrainer(LLMKitTrainer):
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoint = Path(resume_from_checkpoint)
-        if not named_state.read(checkpoint):
-            raise ArtefactError(
-                f"resume: {checkpoint} was not written by a pipeline, whose stages find their optimizer state by name; "
-                f"go on in the layout that wrote it, or start from its weights with --model_name_or_path {checkpoint}"
-            )
-        self._whole.load(self.model, checkpoint)
+        self._whole.load(self.model, Path(resume_from_checkpoint))
 
     def _other_names(self) -> dict[str, str]:
         return self._whole.aliases

@@ -15,7 +15,6 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -25,6 +24,9 @@ from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from transformers.distributed import DistributedConfig
+
+Tensors = dict[str, torch.Tensor]
+States = dict[str, dict[str, Any]]
 
 
 def distributed_config() -> DistributedConfig | None:
@@ -85,26 +87,50 @@ def load_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, directo
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
 
 
-def load_whole_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
-    """Read the checkpoint of a layout in which every process holds everything into a divided model and its optimizer.
+def whole_state(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, States]:
+    """Weights and optimizer state of a checkpoint whose layout has everything in every process, by the names of parameters.
 
     torch keeps the state of such an optimizer by the positions of its parameters; ours has the same parameters at the same
     positions, and knows their names.
     """
-    whole = StateDictOptions(full_state_dict=True)
-    weights: dict[str, torch.Tensor] = {}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    states: States = {}
+    for written, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        for position, parameter in zip(written["params"], ours["params"], strict=True):
+            states[names[id(parameter)]] = saved["state"][position]
+    return whole_weights(checkpoint), states
+
+
+def whole_weights(checkpoint: Path) -> Tensors:
+    """The weights of a model repository by their names."""
+    weights: Tensors = {}
     for file in sorted(checkpoint.glob("*.safetensors")):
         weights |= load_file(file)
+    return weights
+
+
+def load_named(model: torch.nn.Module, optimizer: torch.optim.Optimizer, weights: Tensors, states: States) -> None:
+    """Put weights and optimizer state that are known by name into a model and its optimizer, whole or divided in whatever way.
+
+    Args:
+        weights, states: whole tensors, in any shape with the right number of elements. Weights that are tied to others may
+            be missing.
+    """
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+
+    def shaped(name: str, value: Any) -> Any:
+        return value.reshape(shapes[name]) if torch.is_tensor(value) and value.dim() else value
+
+    whole = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, {name: shaped(name, value) for name, value in weights.items()}, options=whole)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-    named: dict[str, Any] = {"state": {}, "param_groups": []}
-    for written, ours in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        of_group = [names[id(parameter)] for parameter in ours["params"]]
-        named["param_groups"].append({**written, "params": of_group})
-        named["state"] |= {name: state["state"][position] for name, position in zip(of_group, written["params"], strict=True)}
-    missing = set(get_model_state_dict(model)) - set(weights)  # tied weights are written once
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=not missing))
-    set_optimizer_state_dict(model, optimizer, named, options=whole)
+    groups = [{**group, "params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
+    of_parameters = {
+        name: {key: shaped(name, value) for key, value in state.items()} for name, state in states.items() if name in shapes
+    }
+    state = {"state": of_parameters, "param_groups": groups}
+    set_optimizer_state_dict(model, optimizer, state, options=whole)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from transformers.trainer import SCHEDULER_NAME
 from llmkit.errors import ArtefactError, ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
 from llmkit.pipeline.stage import data_ranks
-from llmkit.training import checkpoints, dumps, named_state, optimizers, shards
+from llmkit.training import checkpoints, dumps, named_state, optimizers, shards, universal
 from llmkit.training.cpu_ranks import needs_a_device
 from llmkit.training.hardware import on_cpu, precision
 from llmkit.training.instability import Step, UpdateGuard
@@ -178,6 +178,7 @@ class LLMKitTrainer(Trainer):
         self._rates: dict[str, float] = {}
         self._learning_rates: list[float] = []
         self._resumed_from: str | None = None
+        self._universal: Path | None = None
         self._random_state_in: str | None = None
         self._loss_in: dict[str, Any] | None = None
         self._is_writing = False
@@ -236,10 +237,13 @@ class LLMKitTrainer(Trainer):
             # A checkpoint is written before the evaluation of its step, which the killed run may not have come to.
             at_this_step = self.args.eval_strategy == "steps" and self.state.global_step % self.args.eval_steps == 0
             self.args.eval_on_start = at_this_step and self._evaluated_at(self.state.global_step) is None
+        place = str(self._as_this_layout_reads_it(Path(self._resumed_from))) if self._resumed_from else None
         try:
-            outcome = self.train(resume_from_checkpoint=self._resumed_from)
+            outcome = self.train(resume_from_checkpoint=place)
             self._dump_noted()
         finally:
+            if self._universal is not None and self.is_world_process_zero():
+                shutil.rmtree(self._universal, ignore_errors=True)
             self.stop.restore()
         if self.stop.signal is not None and self.state.global_step < self.state.max_steps:
             raise StageStopped(
@@ -324,7 +328,7 @@ class LLMKitTrainer(Trainer):
             self._named = list(self.accelerator.unwrap_model(model).named_parameters())
         named = [(name, parameter) for name, parameter in self._named if parameter.grad is not None]
         self.accelerator.unscale_gradients()
-        gradients = [parameter.grad for _, parameter in named]
+        gradients = [parameter.grad for _, parameter in named if parameter.grad is not None]
         if not all(type(gradient) is torch.Tensor for gradient in gradients):  # shards of tensors
             return shards.clip_shards([parameter for _, parameter in named], max_norm)
         norms = torch.stack(torch._foreach_norm(gradients))
@@ -594,7 +598,12 @@ class LLMKitTrainer(Trainer):
             if self.write_card is not None:
                 self.write_card(written, self.state)
             record = checkpoints.CheckpointRecord(
-                step, self.data_fingerprint, self.data_chain, samples_per_step(self.args), self.args.world_size
+                step,
+                self.data_fingerprint,
+                self.data_chain,
+                samples_per_step(self.args),
+                self.args.world_size,
+                self._kept_as(),
             )
             place = directory / checkpoints.PERMANENT / name if permanent else directory / name
             checkpoints.commit(written, place, record, self._check_written)
@@ -614,31 +623,69 @@ class LLMKitTrainer(Trainer):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
+    def _kept_as(self) -> str:
+        if self.is_deepspeed_enabled:
+            return f"zero{self.accelerator.state.deepspeed_plugin.zero_stage}"
+        return "shards" if self._is_in_shards() else "whole"
+
+    def _as_this_layout_reads_it(self, checkpoint: Path) -> Path:
+        """The checkpoint, or another form of it where this layout cannot read what another one wrote.
+
+        Raises:
+            ArtefactError: this layout cannot read it in any form.
+        """
+        record, ours = checkpoints.CheckpointRecord.load(checkpoint), self._kept_as()
+        theirs = record.kept_as
+        if theirs in ("", ours) and (record.processes == self.args.world_size or not self.is_deepspeed_enabled):
+            return checkpoint
+        by_both = {theirs, ours} <= {"zero1", "zero2"} or theirs == ours
+        if ours == "stages" or (self.is_deepspeed_enabled and not by_both):
+            raise ArtefactError(
+                f"{checkpoint} was written under a layout whose optimizer state ({theirs}) this one ({ours}) cannot read; go "
+                f"on under that layout, or train on from its weights with a new optimizer: --resume never "
+                f"--model_name_or_path {checkpoint}"
+            )
+        if not theirs.startswith("zero"):
+            return checkpoint
+        self._universal = universal.beside(checkpoint, Path(self.args.output_dir))
+        if self.is_world_process_zero():
+            universal.make_universal(checkpoint, self._universal)
+        self.accelerator.wait_for_everyone()
+        if self.is_deepspeed_enabled:
+            self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+        return self._universal
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The weights of a checkpoint. Those of shards come with the optimizer's state, when there is one."""
-        if not self._is_in_shards() and not Path(resume_from_checkpoint, checkpoints.SHARDS).exists():
+        """The weights of a checkpoint. Those of another layout come with the optimizer's state, when there is one."""
+        divided = Path(resume_from_checkpoint, checkpoints.SHARDS).exists() or self._universal is not None
+        if not self._is_in_shards() and not divided:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        divided = Path(checkpoint, checkpoints.SHARDS)
-        if of_stages := named_state.read(Path(checkpoint)):
+        model, optimizer, place = self._bare_model(), self._bare_optimizer(), Path(checkpoint)
+        if (place / checkpoints.SHARDS).exists():
+            shards.load_state(model, optimizer, place / checkpoints.SHARDS)
+        elif self._universal is not None:
+            weights, states = universal.named_state(place)
+            for state in states.values():
+                state["step"] = torch.tensor(float(self.state.global_step))
+            shards.load_named(model, optimizer, weights, states)
+        elif of_stages := named_state.read(place):
             if self._is_in_shards():
-                raise ArtefactError(
-                    f"resume: {checkpoint} was written by a pipeline; go on in one, in one process or data parallel, or start "
-                    f"from its weights with --model_name_or_path {checkpoint}"
-                )
-            named_state.load(self._bare_optimizer(), self._bare_model(), of_stages, self._other_names())
-        elif divided.exists():
-            shards.load_state(self._bare_model(), self._bare_optimizer(), divided)
+                shards.load_named(model, optimizer, shards.whole_weights(place), of_stages)
+            else:
+                named_state.load(optimizer, model, of_stages, self._other_names())
         elif self._is_in_shards():
-            shards.load_whole_state(self._bare_model(), self._bare_optimizer(), Path(checkpoint))
+            shards.load_named(model, optimizer, *shards.whole_state(place, model, optimizer))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+        self.lr_scheduler.load_state_dict(torch.load(place / SCHEDULER_NAME, weights_only=True))
+        for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def _bare_model(self) -> torch.nn.Module:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

@@ -205,7 +205,7 @@ def test_a_checkpoint_of_another_layout_is_refused(
     words = command(tmp_path / "m", {**settings, **MODELS["tied"], "resume": str(checkpoint)})
     done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "was not written by a pipeline" in done.stderr
+    assert "whose optimizer state (whole) this one (stages) cannot read" in done.stderr
     assert f"--model_name_or_path {checkpoint}" in done.stderr
 
 
@@ -302,6 +302,18 @@ def test_all_that_a_pipeline_does_not_do_is_refused_at_once(settings: dict[str, 
     for name in ("optim", "document_masking", "z_loss", "label_smoothing_factor", "pipeline_schedule"):
         assert done.stderr.count(f"  - {name}: ") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_fine_tuning_has_no_pipeline_and_says_so(base_model: Artefact, toy_files: tuple[Path, Path], tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "llmkit", "finetune", "--model_name_or_path", str(base_model.directory)]
+    words += ["--train_file", str(toy_files[0]), "--output_dir", str(tmp_path / "m"), "--accelerate_config", "pp"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert (
+        done.stderr.splitlines()[-1]
+        == "  - accelerate_config: only pretraining has a pipeline; take another layout, such as fsdp2"
+    )
 
 
 def flat(state: Any) -> Any:
