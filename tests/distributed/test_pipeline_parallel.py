@@ -69,7 +69,7 @@ def settings(tokens: Artefact) -> dict[str, Any]:
     }
 
 
-def command(output: Path, settings: dict[str, Any], processes: int = 2) -> list[str]:
+def command(output: Path, settings: dict[str, Any], processes: int = 2, shipped: str = "pp") -> list[str]:
     file, layout = (output.with_name(f"{output.name}-{kind}.yaml") for kind in ("asked", "layout"))
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     file.write_text(yaml.safe_dump(plain))
@@ -77,11 +77,11 @@ def command(output: Path, settings: dict[str, Any], processes: int = 2) -> list[
     kind = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MEGATRON_LM"}
     layout.write_text(yaml.safe_dump({**config, **kind, "megatron_lm_config": {"megatron_lm_pp_degree": 2}}))
     words = [sys.executable, "-m", "llmkit", "pretrain", "--config", str(file), "--output_dir", str(output)]
-    return [*words, "--accelerate_config", "pp" if processes == 2 else str(layout)]
+    return [*words, "--accelerate_config", shipped if processes == 2 else str(layout)]
 
 
-def train(output: Path, settings: dict[str, Any], processes: int = 2) -> Artefact:
-    words = command(output, settings, processes)
+def train(output: Path, settings: dict[str, Any], processes: int = 2, shipped: str = "pp") -> Artefact:
+    words = command(output, settings, processes, shipped)
     done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return Artefact.open(output, "pretrain")
@@ -180,21 +180,22 @@ def test_result_and_checkpoint_load_and_have_the_loss_that_was_reported(pipeline
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_a_pipeline_goes_on_in_one_process_and_under_another_schedule(
+def test_a_checkpoint_of_a_pipeline_goes_on_in_one_process_in_shards_and_under_another_schedule(
     run: Any, pipeline: Artefact, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     resumed = {**settings, **MODELS["tied"], "resume": str(pipeline.directory / "checkpoints" / "checkpoint-4")}
     for found in (
         run("pretrain", tmp_path / "one", **resumed),
+        train(tmp_path / "shards", resumed, shipped="fsdp2"),
         train(tmp_path / "other", {**resumed, "pipeline_schedule": "interleaved"}),
     ):
         for key in ("loss", "grad_norm", "eval_loss"):
             of_all = told(pipeline, key)
             assert told(found, key) == pytest.approx(of_all[-len(told(found, key)) :], abs=LOSS)
         assert told(found, "data_chain")[-1] == told(pipeline, "data_chain")[-1]
-        theirs = weights(pipeline.directory)
-        for name, tensor in weights(found.directory).items():
-            torch.testing.assert_close(tensor, theirs[name], atol=WEIGHT, rtol=0)
+        ours = weights(found.directory)
+        for name, tensor in weights(pipeline.directory).items():
+            torch.testing.assert_close(ours[name], tensor, atol=WEIGHT, rtol=0)
 
 
 @pytest.mark.slow
