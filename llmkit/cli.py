@@ -91,6 +91,7 @@ def _help() -> str:
         "  trace       walk a file or a number back to the raw bytes",
         "  replay      make one step of a pretraining run again, and show what it was made of",
         "  tokens      verify token shards, byte by byte",
+        "  check       what would go wrong with a launch, before it is made",
         "",
         "stages, in the order data flows through them:",
     ]
@@ -103,13 +104,13 @@ def _help() -> str:
 
 
 def _run_stage(name: str, words: list[str]) -> int:
-    from llmkit.parallel.launch import data_ranks, default_layout, launch_stage
+    from llmkit.parallel.launch import data_ranks, default_layout, launch_stage, refuse
     from llmkit.stages import STAGES, run_from_command_line
 
     layout = default_layout() if STAGES[name].launched else None
     if layout and not any(word.startswith("--accelerate_config") for word in words):
         words = [*words, "--accelerate_config", layout]
-    return run_from_command_line(name, words, launch_stage, data_ranks)
+    return run_from_command_line(name, words, launch_stage, data_ranks, refuse)
 
 
 def _run(words: list[str]) -> int:
@@ -224,7 +225,13 @@ def _tokens(words: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run, "status": _status, "trace": _trace, "replay": _replay, "tokens": _tokens}
+def _check(words: list[str]) -> int:
+    from llmkit.parallel.check import run
+
+    return run(words)
+
+
+_COMMANDS = {"run": _run, "status": _status, "trace": _trace, "replay": _replay, "tokens": _tokens, "check": _check}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,14 @@ def run_from_command_line(
     words: list[str],
     run_with_layout: runner.Launcher | None = None,
     data_ranks: runner.DataRanks = _one_process,
+    refuse: Callable[[str, Resolved[Any], Path, str], None] | None = None,
 ) -> int:
     """Run one stage from command line words; what `llmkit <stage>` and `recipes/<stage>.py` do.
 
     Args:
         run_with_layout: starts the stage under `--accelerate_config`; None inside a launch.
         data_ranks: how many processes of a layout have samples of their own.
+        refuse: refuses a launch that would go wrong, before inputs are made for it; the launcher does so once more.
     """
     stage = STAGES[name]
     if "--help" in words or "-h" in words:
@@ -138,7 +141,7 @@ def run_from_command_line(
         return 0
     if rank()[0] != 0 and not stage.launched:
         return 0  # it is the work of one process; the launcher ends with the exit code of that one
-    options, rest = _take_options(words, ("output_dir", "runs_dir", "accelerate_config", "layout"), ("force", "dry_run"))
+    options, rest = take_options(words, ("output_dir", "runs_dir", "accelerate_config", "layout"), ("force", "dry_run"))
     layout = options.get("accelerate_config")
     if layout and run_with_layout is None:
         raise ConfigError(["--accelerate_config: inside a launch the layout is `accelerate launch --config_file`"], "command")
@@ -161,6 +164,8 @@ def run_from_command_line(
     if stage.show and not options.get("output_dir"):
         return stage.show_result(resolved.config)
     if stage.prepare and not resolved.config.sources():  # type: ignore[attr-defined]
+        if layout and refuse:
+            refuse(name, resolved, runs, layout)
         resolved = prepare_tokens(resolved, runs)
     processes = data_ranks(layout) if layout else ranks_with_samples()
     output = Path(options["output_dir"]) if options.get("output_dir") else _default_output(stage, resolved, runs, processes)
@@ -199,7 +204,7 @@ def _default_output(stage: Stage, resolved: Resolved[Any], runs: Path, processes
     return runs / f"{stage.name}-{fingerprint[:12]}"
 
 
-def _take_options(words: list[str], valued: tuple[str, ...], flags: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+def take_options(words: list[str], valued: tuple[str, ...], flags: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
     """Options of the command itself, apart from the stage's settings."""
     options: dict[str, str] = {}
     rest: list[str] = []

@@ -161,7 +161,7 @@ def test_every_command_parses(
 def check_llmkit(words: list[str], started: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """The command gets as far as starting its stage, or for a pipeline as far as its plan."""
     status = cli.main([*words, "--dry_run"] if words[0] == "run" else words)
-    assert status == 0, capsys.readouterr().err
+    assert status == 0 or (words[0] == "check" and status == 1), capsys.readouterr().err  # a page shows what it finds
     if "--help" not in words:
         starts = (words[0] in STAGES and "--dry_run" not in words) or words[0] in ("trace", "replay")
         assert started == ([words[0]] if starts else [])

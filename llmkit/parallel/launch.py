@@ -80,14 +80,27 @@ def default_layout() -> str | None:
     return "ddp" if gpu_count() > 1 else None
 
 
+def refuse(stage: str, resolved: Resolved[Any], output: Path, layout: str) -> None:
+    """Refuse a launch that would go wrong, before a process is started; see `check`.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    from llmkit.parallel.check import refuse_broken  # which needs this module
+
+    refuse_broken(stage, resolved, output, layout)
+
+
 def launch_stage(stage: Stage, resolved: Resolved[Any], output: Path, layout: str, force: bool = False) -> Artefact:
     """Run a stage in processes of its own and give back what it made.
 
     Raises:
+        ConfigError: it would go wrong, by `check`; no process was started.
         LLMKitError: the stage ended with a user's error; its message is passed on.
         StageStopped: it was told to end, itself or by way of this process.
         StageFailed: it ended with any other error, which it has printed itself.
     """
+    refuse(stage.name, resolved, output, layout)
     settings = output.with_name(f"{output.name}.{os.getpid()}.yaml")
     recipe = resources.shipped("recipes") / f"{stage.name}.py"
     words = [*launch_words(layout), str(recipe), "--config", str(settings), "--output_dir", str(output), "--layout", layout]

@@ -217,9 +217,12 @@ def collator(tokenizer: Any) -> Any:
 
 
 def load_model(
-    name: str, labels: list[str], tokenizer: Any, seed: int, attn_implementation: str | None
+    name: str, labels: list[str], tokenizer: Any, seed: int, attn_implementation: str | None, **how: Any
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model with a classification head for these labels, in float32; a new head is drawn from the seed.
+
+    Args:
+        how: further arguments of `from_pretrained`.
 
     Returns:
         The model, and the names of the weights that are new.
@@ -246,6 +249,7 @@ def load_model(
                 attn_implementation=attn_implementation,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **how,
             )
         except (OSError, ValueError, ImportError) as failure:
             raise ConfigError([f"model_name_or_path: {name!r} gives no text classifier: {failure}"]) from failure
@@ -253,6 +257,23 @@ def load_model(
             logging.set_verbosity(verbosity)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
+
+
+def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    """Cross-entropy, as `Trainer` takes a `compute_loss_func`: every example of a step weighs the same.
+
+    The loss inside transformers' models is the mean over a batch, whatever it is told of the other batches of the step, and
+    Trainer takes it for a share of the mean over the step: with N processes or N accumulated batches, the gradient is N times
+    too large.
+
+    Args:
+        labels: class indices of the batch.
+        num_items_in_batch: examples of the whole step, on all processes; None outside of training, for the batch's own mean.
+    """
+    from torch.nn.functional import cross_entropy
+
+    total = cross_entropy(outputs["logits"].float(), labels, reduction="sum")
+    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
 
 def context_length(model: PreTrainedModel, tokenizer: Any, asked: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from llmkit.errors import ConfigError, DataError
 from llmkit.models.causal import parameter_counts
 from llmkit.pipeline.artefact import enclosing
+from llmkit.pipeline.stage import rank
 from llmkit.tasks import text_classification as task
 from llmkit.tasks.tables import REVIEWS, read_dataset, read_table, source_name, validation_split
 from llmkit.training.card import settings_table, write_card
@@ -20,6 +22,8 @@ from llmkit.training.hardware import set_up
 from llmkit.training.instability import UpdateGuard
 from llmkit.training.pipeline_parallel import pipeline_degree
 from llmkit.training.schedules import RunLength, schedule_of
+from llmkit.training.seed_model import seed_model
+from llmkit.training.shards import distributed_config
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
 
 if TYPE_CHECKING:
@@ -77,6 +81,8 @@ def load_examples(config: FinetuneConfig) -> Examples:
 
 def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
     """Fine-tune a classifier; see `finetune.finetune`."""
+    if int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE") or 1) > 1:
+        raise ConfigError(["accelerate_config: context parallel divides texts, and a text has one label; take another layout"])
     set_up(config)
     if pipeline_degree() > 1:
         raise ConfigError(["accelerate_config: only pretraining has a pipeline; take another layout, such as fsdp2"])
@@ -87,6 +93,7 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
     labels = task.label_names(train)
     task.check_labels(validation, labels, "validation")
     tokenizer = task.load_tokenizer(config.model_name_or_path)
+    base, new = _start(config, workspace, labels, tokenizer)
     best = config.metric_for_best_model
     arguments = training_arguments(
         config,
@@ -97,7 +104,8 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
         metric_for_best_model=best,
         greater_is_better=best != "loss",
     )
-    model, new = task.load_model(config.model_name_or_path, labels, tokenizer, config.seed, config.attn_implementation)
+    model, missing = task.load_model(base, labels, tokenizer, config.seed, config.attn_implementation, **distributed_config())
+    new += missing
     max_length = task.context_length(model, tokenizer, config.max_length)
     tokenizer.model_max_length = max_length
     train_set = task.Features(train, tokenizer, labels, max_length)
@@ -129,6 +137,7 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
         processing_class=tokenizer,
         data_collator=task.collator(tokenizer),
         compute_metrics=task.compute_metrics,
+        compute_loss_func=task.loss,
     )
     trainer.run(config.resume)
     measured = trainer.final_evaluation()
@@ -161,6 +170,23 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
         _describe(config, directory, metrics)
     workspace.say(f"validation accuracy {measured['eval_accuracy']:.3f}, macro F1 {measured['eval_f1_macro']:.3f}")
     return metrics
+
+
+def _start(config: FinetuneConfig, workspace: Workspace, labels: list[str], tokenizer: Any) -> tuple[str, list[str]]:
+    """The model that training starts from, and which of its weights are new; on several ranks a seed model with a head.
+
+    Before the arguments of training: under ZeRO-3 they change how transformers creates models.
+    """
+    if rank()[1] == 1:
+        return config.model_name_or_path, []
+    new: list[str] = []
+
+    def with_head() -> Any:
+        model, missing = task.load_model(config.model_name_or_path, labels, tokenizer, config.seed, config.attn_implementation)
+        new.extend(missing)
+        return model
+
+    return str(seed_model(workspace, with_head)), new
 
 
 def _describe(config: FinetuneConfig, directory: Path, metrics: dict[str, Any]) -> None:

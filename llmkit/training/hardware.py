@@ -83,17 +83,18 @@ def precision(config: TrainingConfig, layout_precision: str | None) -> dict[str,
         layout_precision: `mixed_precision` of the accelerate config, or None where it says none.
 
     Raises:
-        ConfigError: settings and layout ask for different precisions, or float16 without a GPU.
+        ConfigError: settings and layout ask for different precisions, or one that needs a GPU without one.
     """
     cpu = on_cpu(config)
     asked = "bf16" if config.bf16 else "fp16" if config.fp16 else "no" if config.bf16 is False else None
     # accelerate says "no" both when a layout asks for float32 and when it says nothing, so "no" decides nothing.
-    named = layout_precision if layout_precision in ("bf16", "fp16") else None
+    named = layout_precision if layout_precision in ("bf16", "fp16", "fp8") else None
     if asked and named and asked != named:
         raise ConfigError(
             [f"bf16, fp16: the settings ask for {asked!r}, the accelerate config for {named!r}; set it in one place"]
         )
     chosen = asked or named or ("bf16" if has_fast_bf16(cpu) else "no")
-    if chosen == "fp16" and cpu:
-        raise ConfigError(["fp16: float16 training needs a GPU; on a CPU use bf16"])
+    if chosen in ("fp16", "fp8") and cpu:
+        raise ConfigError([f"{chosen}: {'float16' if chosen == 'fp16' else 'FP8'} training needs a GPU; on a CPU use bf16"])
+    # FP8 has no argument in transformers: with neither of these, accelerate takes what its config says.
     return {"bf16": chosen == "bf16", "fp16": chosen == "fp16"}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,6 +30,7 @@ from llmkit.training.order import MixedSamples, OrderedSamples
 from llmkit.training.pipeline_parallel import PipelineTrainer, pipeline_degree
 from llmkit.training.pretrain import tokens_of
 from llmkit.training.schedules import RunLength, schedule_of
+from llmkit.training.seed_model import seed_model
 from llmkit.training.shards import distributed_config
 from llmkit.training.text_samples import TextSamples, samples_section
 from llmkit.training.throughput import flops_per_token, matrix_parameters
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
 
     from llmkit.pipeline.stage import Workspace
     from llmkit.training.pretrain import PretrainConfig
-
-_SEED_MODEL = "seed-model"
 
 # Facts of one execution. They stay in the manifest: in the card they would give equal results different bytes.
 _OF_THE_MOMENT = {"threads", "processes", "device", "layout"}
@@ -71,9 +67,9 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
     _check_one_tokenizer(shards)
     tokenizer = AutoTokenizer.from_pretrained(shards[0].directory / "tokenizer")
     train_set, validation_set = _sample_sets(config, shards)
-    seed_model = _seed_model(config, workspace, tokenizer)
+    start = _seed_model(config, workspace, tokenizer)
     if config.document_masking:
-        check_document_masking(_load(config, seed_model))
+        check_document_masking(_load(config, start))
     # After the seed model and before the one that is trained: under ZeRO-3 this changes how transformers creates models.
     arguments = training_arguments(
         config,
@@ -90,7 +86,7 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
         arguments.max_steps = math.ceil(config.num_train_epochs * len(train_set) / per_step)
     if validation_set:
         validation_set.fill_up_to_multiple(arguments.eval_batch_size * data_ranks())
-    model = _load(config, seed_model)
+    model = _load(config, start)
     check_config(model.config, tokenizer, config.block_size)
     if arguments.ddp_find_unused_parameters is None:  # only experts may get no token of a batch; looking for them costs time
         arguments.ddp_find_unused_parameters = any("expert" in name for name, _ in model.named_parameters())
@@ -172,11 +168,9 @@ def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[s
 
 
 def _load(config: PretrainConfig, place: Path | str) -> Any:
-    divided = {} if (how := distributed_config()) is None else {"distributed_config": how}
+    how = {"dtype": "float32", "attn_implementation": config.attn_implementation, **distributed_config()}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            place, dtype="float32", attn_implementation=config.attn_implementation, **divided
-        )
+        return AutoModelForCausalLM.from_pretrained(place, **how)
     except (OSError, ValueError, ImportError) as failure:
         keys = "model_name_or_path, attn_implementation" if config.model_name_or_path else "attn_implementation"
         raise ConfigError([f"{keys}: transformers gives no model: {failure}"]) from failure
@@ -248,26 +242,19 @@ def _bits_per_byte(loss: float, held_out: JoinedSamples) -> float:
 
 
 def _seed_model(config: PretrainConfig, workspace: Workspace, tokenizer: Any) -> Path | str:
-    """The model that training starts from, on disk, so that every launch layout starts from the same weights.
-
-    The main process writes it, and the others wait for the file: there is no process group yet.
-    """
+    """The model that training starts from: the one that is given, or a new one."""
     if config.model_name_or_path:
         _check_same_tokenizer(config)
         return config.model_name_or_path
-    place = workspace.directory / _SEED_MODEL
-    if workspace.is_main and not place.exists():
+
+    def new_model() -> Any:
         model_config = causal_config(config.model_type or "llama", config.config_overrides, tokenizer, config.block_size)
-        aside = workspace.directory / f".{_SEED_MODEL}"
-        shutil.rmtree(aside, ignore_errors=True)
         model = new_causal_model(model_config, config.seed, config.initialisation, config.depth_scaled)
         if config.mup_base_width is not None:
             apply_mup(model, config.mup_base_width)
-        model.save_pretrained(aside)
-        os.replace(aside, place)
-    while not place.exists():  # if the main process fails, the launcher ends this one
-        time.sleep(0.05)
-    return place
+        return model
+
+    return seed_model(workspace, new_model)
 
 
 def _check_same_tokenizer(config: PretrainConfig) -> None:

@@ -15,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -29,16 +30,16 @@ Tensors = dict[str, torch.Tensor]
 States = dict[str, dict[str, Any]]
 
 
-def distributed_config() -> DistributedConfig | None:
-    """How this launch has transformers divide a model when it loads it; None where it does not."""
+def distributed_config() -> dict[str, DistributedConfig]:
+    """What `from_pretrained` is told so that it divides a model as this launch wants it; nothing where it is not to."""
     tensor, shard, replicate = (
         int(os.environ.get(f"PARALLELISM_CONFIG_{name}_SIZE") or 1) for name in ("TP", "DP_SHARD", "DP_REPLICATE")
     )
     if tensor == 1 or os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG") != "true":
-        return None
+        return {}
     from transformers.distributed import DistributedConfig
 
-    return DistributedConfig(tp_size=tensor, fsdp_size=shard, dp_replicate_size=replicate)
+    return {"distributed_config": DistributedConfig(tp_size=tensor, fsdp_size=shard, dp_replicate_size=replicate)}
 
 
 def clip_shards(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
@@ -64,11 +65,6 @@ def clip_shards(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.
     return total
 
 
-def is_divided(model: torch.nn.Module) -> bool:
-    """Whether parameters of a model are divided as DTensors."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
 def save_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
     """Write weights and optimizer state, each process what it holds (torch.distributed.checkpoint).
 
@@ -85,6 +81,14 @@ def load_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, directo
     with _quiet():
         dcp.load({"model": weights, "optimizer": state}, checkpoint_id=directory)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+
+
+def load_weights(model: torch.nn.Module, directory: Path) -> None:
+    """Read the weights alone of what `save_state` wrote."""
+    weights = get_model_state_dict(model)
+    with _quiet():
+        dcp.load({"model": weights}, checkpoint_id=directory)
+    set_model_state_dict(model, weights)
 
 
 def whole_state(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, States]:

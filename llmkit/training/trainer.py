@@ -687,6 +687,13 @@ class LLMKitTrainer(Trainer):
         for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
 
+    def _load_best_model(self) -> None:
+        place = Path(self.state.best_model_checkpoint or "", checkpoints.SHARDS)
+        if not place.exists():
+            super()._load_best_model()
+        else:
+            shards.load_weights(self._bare_model(), place)
+
     def _bare_model(self) -> torch.nn.Module:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
@@ -701,7 +708,6 @@ class LLMKitTrainer(Trainer):
 def describe_run(trainer: LLMKitTrainer) -> dict[str, Any]:
     """How a run was laid out: steps, last training loss, processes, device, precision, batch arithmetic."""
     args, state = trainer.args, trainer.state
-    precision_name = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     layout = trainer.accelerator.distributed_type
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return {
@@ -710,7 +716,7 @@ def describe_run(trainer: LLMKitTrainer) -> dict[str, Any]:
         "processes": args.world_size,
         "device": str(args.device.type),
         "layout": layout.value if isinstance(layout, DistributedType) else str(layout),
-        "precision": precision_name,
+        "precision": {"no": "fp32"}.get(args.mixed_precision, args.mixed_precision),
         "samples_per_step": samples_per_step(args),
         "threads": torch.get_num_threads(),
     }

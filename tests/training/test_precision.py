@@ -53,6 +53,15 @@ def test_two_places_that_ask_for_different_precisions_are_refused(settings: dict
         precision(config(**settings), layout)
 
 
+def test_fp8_is_what_the_layout_says_and_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="fp8: FP8 training needs a GPU"):
+        precision(config(), "fp8")
+    monkeypatch.setattr(hardware, "on_cpu", lambda _: False)
+    assert precision(config(), "fp8") == {"bf16": False, "fp16": False}, "accelerate takes what its config says"
+    with pytest.raises(ConfigError, match="ask for 'bf16', the accelerate config for 'fp8'"):
+        precision(config(bf16=True), "fp8")
+
+
 @pytest.mark.parametrize(("settings", "layout"), [({"fp16": True}, None), ({}, "fp16"), ({"fp16": True}, "fp16")])
 def test_float16_on_a_cpu_is_refused_with_what_to_do(settings: dict[str, Any], layout: str | None) -> None:
     with pytest.raises(ConfigError, match="float16 training needs a GPU; on a CPU use bf16"):
