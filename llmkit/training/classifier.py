@@ -20,6 +20,7 @@ from llmkit.tasks.tables import REVIEWS, read_dataset, read_table, source_name, 
 from llmkit.training.card import settings_table, write_card
 from llmkit.training.hardware import set_up
 from llmkit.training.instability import UpdateGuard
+from llmkit.training.pipeline_parallel import pipeline_degree
 from llmkit.training.schedules import RunLength, schedule_of
 from llmkit.training.seed_model import seed_model
 from llmkit.training.shards import distributed_config
@@ -83,6 +84,8 @@ def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, 
     if int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE") or 1) > 1:
         raise ConfigError(["accelerate_config: context parallel divides texts, and a text has one label; take another layout"])
     set_up(config)
+    if pipeline_degree() > 1:
+        raise ConfigError(["accelerate_config: only pretraining has a pipeline; take another layout, such as fsdp2"])
     disable_progress_bar()
     directory = workspace.directory
     data = load_examples(config)

@@ -27,6 +27,7 @@ from llmkit.training.hardware import set_up
 from llmkit.training.instability import UpdateGuard
 from llmkit.training.losses import set_up_loss
 from llmkit.training.order import MixedSamples, OrderedSamples
+from llmkit.training.pipeline_parallel import PipelineTrainer, pipeline_degree
 from llmkit.training.pretrain import tokens_of
 from llmkit.training.schedules import RunLength, schedule_of
 from llmkit.training.seed_model import seed_model
@@ -95,11 +96,13 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
         pad_token_id=tokenizer.pad_token_id,
         do_sample=True,
     )
-    set_up_loss(model, 0 if config.z_loss else config.loss_chunk_size, arguments)
+    is_pipeline = pipeline_degree() > 1
+    set_up_loss(model, 0 if config.z_loss or is_pipeline else config.loss_chunk_size, arguments)
     counts = parameter_counts(model)
     targets = validation_set.targets if validation_set else 0
     ordered = _in_order(config, train_set, arguments.max_steps, per_step)
-    trainer = LLMKitTrainer(
+    trainer_class = partial(PipelineTrainer, config=config) if is_pipeline else LLMKitTrainer
+    trainer = trainer_class(
         workspace=workspace,
         data=data_fingerprint(*(item.directory for item in shards)),
         keep=config.save_total_limit,
@@ -123,7 +126,10 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
     workspace.say(f"{model.config.model_type} with {describe_parameters(counts)}")
     workspace.say(f"{len(train_set):,} samples of {config.block_size} tokens, {per_step:,} a step")
     workspace.say(describe_ratio(arguments.max_steps * tokens_per_step, counts["active"]))
-    return trainer, shards, {"parameters": counts, **_packing(config, shards, train_set, ordered, workspace)}
+    facts = {"parameters": counts, **_packing(config, shards, train_set, ordered, workspace)}
+    if isinstance(trainer, PipelineTrainer):
+        facts["pipeline"] = trainer.described
+    return trainer, shards, facts
 
 
 def train_language_model(config: PretrainConfig, workspace: Workspace) -> dict[str, Any]:

@@ -153,6 +153,13 @@ class PretrainConfig(TrainingConfig):
     """Tokens whose logits are in memory at once; 0: those of a whole batch. None: 1024 on a CPU where the vocabulary is large
     (from 32,768 tokens on), there is no `z_loss` and the architecture allows it, else 0."""
 
+    pipeline_schedule: Literal["gpipe", "1f1b", "interleaved"] = option("1f1b", identity=False)
+    """Order of forward and backward passes where the layers are divided among processes (layout pp): all forward first; in
+    turn, which holds fewer activations; or in turn through several parts of the model on each process, which waits less."""
+
+    pipeline_virtual_stages: int = option(2, identity=False)
+    """Parts of the model that each process has under the interleaved schedule."""
+
     eval_steps: int = option(200, identity=False)
     """Steps between two evaluations on the validation data; the end is always evaluated."""
 
@@ -184,7 +191,7 @@ class PretrainConfig(TrainingConfig):
             yield "num_params: the size is given, and depth; give one of the two"
         if (self.num_params or self.depth) and self.model_type != "llama" and not self.model_name_or_path:
             yield f"model_type: num_params and depth give a llama, not {self.model_type}"
-        for name in ("eval_steps", "save_steps", "sample_tokens"):
+        for name in ("eval_steps", "save_steps", "sample_tokens", "pipeline_virtual_stages"):
             if getattr(self, name) < 1:
                 yield f"{name}: is {getattr(self, name)}, must be at least 1"
         if self.block_size < 2:

@@ -97,16 +97,21 @@ def whole_state(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim
     torch keeps the state of such an optimizer by the positions of its parameters; ours has the same parameters at the same
     positions, and knows their names.
     """
-    weights: Tensors = {}
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        weights |= load_file(file)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     states: States = {}
     for written, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True):
         for position, parameter in zip(written["params"], ours["params"], strict=True):
             states[names[id(parameter)]] = saved["state"][position]
-    return weights, states
+    return whole_weights(checkpoint), states
+
+
+def whole_weights(checkpoint: Path) -> Tensors:
+    """The weights of a model repository by their names."""
+    weights: Tensors = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        weights |= load_file(file)
+    return weights
 
 
 def load_named(model: torch.nn.Module, optimizer: torch.optim.Optimizer, weights: Tensors, states: States) -> None:
@@ -125,7 +130,9 @@ def load_named(model: torch.nn.Module, optimizer: torch.optim.Optimizer, weights
     set_model_state_dict(model, {name: shaped(name, value) for name, value in weights.items()}, options=whole)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [{**group, "params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
-    of_parameters = {name: {key: shaped(name, value) for key, value in state.items()} for name, state in states.items()}
+    of_parameters = {
+        name: {key: shaped(name, value) for key, value in state.items()} for name, state in states.items() if name in shapes
+    }
     state = {"state": of_parameters, "param_groups": groups}
     set_optimizer_state_dict(model, optimizer, state, options=whole)  # type: ignore[arg-type]
 

@@ -26,7 +26,7 @@ from transformers.trainer import SCHEDULER_NAME
 from llmkit.errors import ArtefactError, ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
 from llmkit.pipeline.stage import data_ranks
-from llmkit.training import checkpoints, dumps, optimizers, shards, universal
+from llmkit.training import checkpoints, dumps, named_state, optimizers, shards, universal
 from llmkit.training.cpu_ranks import needs_a_device
 from llmkit.training.hardware import on_cpu, precision
 from llmkit.training.instability import Step, UpdateGuard
@@ -448,7 +448,7 @@ class LLMKitTrainer(Trainer):
                 raise ConfigError([f"optim: transformers gives no {self.args.optim}: {failure}"]) from failure
             if self._lr_multipliers is not None:
                 multiply_learning_rates(self.optimizer, trained, self._lr_multipliers)
-            self.optimizer_shares = optimizers.shares(trained, self.optimizer)
+            self.optimizer_shares = self._optimizer_shares(trained)
             self.workspace.say(
                 "; ".join(
                     f"{name}: {count['tensors']:,} tensors, {count['parameters']:,} parameters"
@@ -456,6 +456,9 @@ class LLMKitTrainer(Trainer):
                 )
             )
         return self.optimizer
+
+    def _optimizer_shares(self, model: Any) -> dict[str, dict[str, int]]:
+        return optimizers.shares(model, self.optimizer)
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """The parameters with weight decay: matrices and embeddings, and no vector of any name."""
@@ -564,6 +567,10 @@ class LLMKitTrainer(Trainer):
         with self.throughput.apart():
             self._write_checkpoint(model, trial)
 
+    def _other_names(self) -> dict[str, str]:
+        """What a tied parameter is called where another part of the model is."""
+        return {}
+
     def _write_checkpoint(self, model: Any, trial: Any) -> None:
         directory = Path(super()._get_output_dir(trial))
         step = self.state.global_step
@@ -632,7 +639,7 @@ class LLMKitTrainer(Trainer):
         if theirs in ("", ours) and (record.processes == self.args.world_size or not self.is_deepspeed_enabled):
             return checkpoint
         by_both = {theirs, ours} <= {"zero1", "zero2"} or theirs == ours
-        if theirs == "stages" or (self.is_deepspeed_enabled and not by_both):
+        if ours == "stages" or (self.is_deepspeed_enabled and not by_both):
             raise ArtefactError(
                 f"{checkpoint} was written under a layout whose optimizer state ({theirs}) this one ({ours}) cannot read; go "
                 f"on under that layout, or train on from its weights with a new optimizer: --resume never "
@@ -666,6 +673,11 @@ class LLMKitTrainer(Trainer):
             for state in states.values():
                 state["step"] = torch.tensor(float(self.state.global_step))
             shards.load_named(model, optimizer, weights, states)
+        elif of_stages := named_state.read(place):
+            if self._is_in_shards():
+                shards.load_named(model, optimizer, shards.whole_weights(place), of_stages)
+            else:
+                named_state.load(optimizer, model, of_stages, self._other_names())
         elif self._is_in_shards():
             shards.load_named(model, optimizer, *shards.whole_state(place, model, optimizer))
         else:

@@ -326,7 +326,7 @@ def test_what_is_shipped_is_right(recipe: str, layout: str, base_model: Artefact
     ("words", "says"),
     [
         (["pretrain/quikstart"], "did you mean 'pretrain/quickstart'?"),
-        (["pretrain", "--accelerate_config", "dpp"], "did you mean 'ddp'?"),
+        (["pretrain", "--accelerate_config", "ddq"], "did you mean 'ddp'?"),
         (["tokenizer", "--vocab_size", "300"], "'tokenizer' is nothing that is launched; give a recipe, or one of pretrain"),
         (["both.yaml"], "could be settings of pretrain and of finetune; write llmkit check pretrain --config both.yaml"),
     ],
