@@ -118,7 +118,18 @@ def read_layout(name: str) -> Layout:
         ConfigError: there is no such file, or it is no accelerate config.
     """
     path = resources.find("accelerate_configs", name)
-    settings = read_yaml(path)[0]
+    return layout_of(read_yaml(path)[0], path)
+
+
+def layout_of(settings: dict[str, Any], path: Path) -> Layout:
+    """The layout that an accelerate config says.
+
+    Args:
+        path: of its file, for messages.
+
+    Raises:
+        ConfigError: a DeepSpeed file that it names cannot be read.
+    """
     kind = settings.get("distributed_type", "NO")
     parallel = settings.get("parallelism_config") or {}
     size = {key.removeprefix("parallelism_config_").removesuffix("_size"): value for key, value in parallel.items()}
@@ -135,6 +146,8 @@ def read_layout(name: str) -> Layout:
         zero = 3 if fsdp.get("fsdp_reshard_after_forward", True) in (True, "true", "FULL_SHARD") else 2
         optimizer = weights = "cpu" if fsdp.get("fsdp_offload_params") else "none"
         shard = size.get("dp_shard") if parallel else None
+    elif size.get("dp_shard", 1) > 1:  # transformers divides the model by itself, as FSDP2
+        kind, zero, shard = "FSDP", 3, size["dp_shard"]
     elif kind == "MEGATRON_LM":
         pipeline = int((settings.get("megatron_lm_config") or {}).get("megatron_lm_pp_degree", 1))
     return Layout(
