@@ -57,8 +57,8 @@ class Architecture:
     """What comes after the last layer and before the output layer: a norm."""
     head: int
     """The output layer; 0 where it is the token table."""
-    tensors: int
-    """Parameters as tensors."""
+    has_tensor_plan: bool
+    """Whether transformers knows how to divide its matrices among processes."""
 
     @property
     def parameters(self) -> int:
@@ -169,7 +169,7 @@ def architecture(config: Any) -> Architecture:
         intermediate_size=names["gate_proj"][0] if is_gated else names["c_fc"][1],
         is_gated=is_gated,
         norms_heads="q_norm" in names,
-        tensors=len(parameters),
+        has_tensor_plan=bool(getattr(model, "tp_plan", None)),
         **sizes,
     )
 
@@ -208,7 +208,7 @@ def memory(model: Architecture, layout: Layout, processes: int, step: Step, on_c
     """
     sizes = layout.sizes(processes)
     stages = _stages(model, sizes["pipeline"], step.accumulation)
-    return MemoryEstimate(tuple(_Rank(model, layout, sizes, step, stage).estimate(on_cpu) for stage in stages))
+    return MemoryEstimate(tuple(_Rank(model, layout, sizes, step, stage, on_cpu).estimate() for stage in stages))
 
 
 def _stages(model: Architecture, pipeline: int, micro_batches: int) -> list[_Stage]:
@@ -232,6 +232,11 @@ def computing_widths(layout: Layout, precision: Precision) -> tuple[int, int]:
         return 4, 4
     casts_modules = layout.engine == "deepspeed" or layout.settings.get("distributed_type") == "FSDP"
     return 2, 2 if casts_modules else 4
+
+
+def sharding(layout: Layout, sizes: dict[str, int]) -> int:
+    """Processes among which weights or states are divided: under FSDP2 those of a context group as well."""
+    return sizes["shard"] * (sizes["context"] if layout.engine == "fsdp" else 1)
 
 
 def kept_per_token(model: Architecture, compute: int, stream: int, tensor: int = 1) -> float:
@@ -262,9 +267,9 @@ def kept_per_token(model: Architecture, compute: int, stream: int, tensor: int =
 class _Rank:
     """One kind of process of a layout."""
 
-    def __init__(self, model: Architecture, layout: Layout, sizes: dict[str, int], step: Step, stage: _Stage):
-        self.model, self.layout, self.step, self.stage = model, layout, step, stage
-        self.shard, self.replicate, self.tensor = sizes["shard"], sizes["replicate"], sizes["tensor"]
+    def __init__(self, model: Architecture, layout: Layout, sizes: dict[str, int], step: Step, stage: _Stage, on_cpu: bool):
+        self.model, self.layout, self.step, self.stage, self.on_cpu = model, layout, step, stage, on_cpu
+        self.shard, self.replicate, self.tensor = sharding(layout, sizes), sizes["replicate"], sizes["tensor"]
         self.compute, self.stream = computing_widths(layout, step.precision)
         self.tokens = step.micro_batch * step.block_size / sizes["context"]
         self.layer = model.layer_matrices / self.tensor + model.layer - model.layer_matrices
@@ -278,7 +283,7 @@ class _Rank:
         self.gathers = layout.engine in ("fsdp", "deepspeed") and layout.zero_stage == 3
         self.casts = self.compute != self.stream
 
-    def estimate(self, on_cpu: bool) -> RankMemory:
+    def estimate(self) -> RankMemory:
         weights, each_gradient, optimizer, host = self._states()
         instants = list(self._instants(each_gradient))
         fullest = max(instants, key=lambda at: at.gradients + at.activations + at.logits + at.buffers)
@@ -290,7 +295,7 @@ class _Rank:
             "logits": fullest.logits,
             "buffers": fullest.buffers,
         }
-        allowance = 0.0 if on_cpu else CONTEXT + FRAGMENTATION * (sum(parts.values()) - weights - optimizer)
+        allowance = 0.0 if self.on_cpu else CONTEXT + FRAGMENTATION * (sum(parts.values()) - weights - optimizer)
         return RankMemory(
             kind=self.stage.kind,
             **{name: round(size) for name, size in parts.items()},
@@ -310,11 +315,15 @@ class _Rank:
             optimizer = 12 * (share if stage >= 1 else size)
         else:
             weights, gradient, optimizer = 4 * share, 4 / self.shard, 8 * share  # (5), (6)
+            if self.layout.engine == "fsdp" and self.step.accumulation > 1:
+                # Trainer scatters the gradients of the last micro-batch only, and until then they are kept whole.
+                gradient = max(gradient, self.stream)
         host = 0.0
         if self.layout.offload_optimizer != "none":
-            host += optimizer + (gradient * size)
+            host += optimizer + 4 * share
             optimizer = 0.0
-            gradient = 0.0
+            if not (self.layout.engine == "fsdp" and self.step.accumulation > 1):
+                gradient = 0.0
         if self.layout.offload_weights != "none":
             host += weights
             weights = 0.0
@@ -356,7 +365,11 @@ class _Rank:
             now = below * kept + (computed if self.step.checkpointing else 0.0)
             held = casts * (1 if self.step.checkpointing else below)
             yield _Instant(f"backward of layer {below}", gradients(made), earlier + now + transient, 0, steady + held)
-        yield _Instant("backward of the embedding", gradients(self.parameters), earlier + tokens * stream * hidden, 0, steady)
+        # A table that is the output layer as well gets a second gradient, before the two are added.
+        second = 4 * self.embedding if self.stage.has_embedding and self.stage.has_head and not model.head else 0
+        yield _Instant(
+            "backward of the embedding", gradients(self.parameters), earlier + tokens * stream * hidden, 0, steady + second
+        )
         yield _Instant("update", each_gradient * self.parameters, 0, 0, steady + self._update_buffers())
 
     def _output_parameters(self) -> float:
@@ -384,7 +397,8 @@ class _Rank:
         width = 4 if self.compute == 4 else 6
         table = vocabulary * self.model.hidden_size
         hidden = self.compute * self.tokens * self.model.hidden_size
-        return width * min(chunk, self.tokens) * vocabulary, 0.0, (4 + self.compute) * table + hidden
+        cast = 4 if self.on_cpu and self.compute < 4 else 0  # to add in float32, a CPU casts the share of a chunk first
+        return width * min(chunk, self.tokens) * vocabulary, 0.0, (4 + self.compute + cast) * table + hidden
 
     def _steady_buffers(self) -> float:
         """Buckets and gathered layers, (10)."""
