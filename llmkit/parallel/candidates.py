@@ -44,7 +44,11 @@ _FSDP = {
 
 
 def candidates(model: Architecture, cluster: Cluster, block_size: int) -> Iterator[Candidate]:
-    """Every layout for a model on a cluster."""
+    """Every layout for a model on a cluster.
+
+    Args:
+        block_size: tokens of a sample, which context parallelism divides.
+    """
 
     def made(name: str, kind: str, **settings: Any) -> Candidate:
         return Candidate(name, layout_of(config_of(cluster, kind, **settings), Path(name)))

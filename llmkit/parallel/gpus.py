@@ -65,7 +65,7 @@ def gpu_of(name: str) -> GPU:
     key = re.sub(r"[\s_]+", "-", name.strip().lower())
     if key in GPUS:
         return GPUS[key]
-    near = difflib.get_close_matches(key, GPUS, n=2, cutoff=0.5) or [known for known in GPUS if known.startswith(key)]
+    near = [known for known in GPUS if known.startswith(key)] or difflib.get_close_matches(key, GPUS, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(GPUS)}"
     raise ConfigError([f"--gpu: {name!r} is not in the table of GPUs; {hint}"], "command")
 

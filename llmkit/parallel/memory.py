@@ -279,7 +279,6 @@ class _Rank:
         self.final = model.final if stage.has_head else 0
         self.embedding = model.embedding if stage.has_embedding else 0
         self.parameters = stage.layers * self.layer + self.head + self.final + self.embedding
-        self.is_sharded = layout.engine in ("fsdp", "deepspeed") and layout.zero_stage >= 2
         self.gathers = layout.engine in ("fsdp", "deepspeed") and layout.zero_stage == 3
         self.casts = self.compute != self.stream
 
@@ -404,13 +403,17 @@ class _Rank:
         """Buckets and gathered layers, (10)."""
         engine = self.layout.engine
         if engine == "deepspeed":
-            gathered = self.compute * min(self.parameters, GATHERED) if self.gathers else 0
+            largest = (
+                self.model.vocab_size * self.model.hidden_size if self.stage.has_head else 0
+            )  # gathered whole, however large
+            gathered = self.compute * min(self.parameters, max(GATHERED, largest)) if self.gathers else 0
             return self.compute * BUCKET + gathered
         if engine == "fsdp":
             root = self.embedding + self.head + self.final
             layers = 3 if self.gathers else self.stage.layers
             return self.compute * (layers * self.layer + 2 * self.layer + 2 * root)
-        return 4 * self.parameters if self.replicate > 1 else 0.0
+        # DDP copies gradients into its buckets; llmkit's pipeline sums them where they are.
+        return 4 * self.parameters if engine == "plain" and self.replicate > 1 else 0.0
 
     def _update_buffers(self) -> float:
         """What the optimizer needs while it steps: DeepSpeed a float32 copy of its gradients."""

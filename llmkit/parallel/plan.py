@@ -51,7 +51,7 @@ def memory_of(config: PretrainConfig, layout: Layout, processes: int, *, on_cpu:
         micro_batch=micro_batch,
         block_size=config.block_size,
         accumulation=accumulation,
-        checkpointing=bool(config.training_arguments.get("gradient_checkpointing")),
+        checkpointing=bool(_checkpointing(config)),
         loss_chunk_size=config.loss_chunk_size or 0,
         precision=precision_of(config, layout),
     )
@@ -66,6 +66,12 @@ def precision_of(config: PretrainConfig, layout: Layout | None = None) -> Precis
     if config.fp16:
         return "fp16"
     return named or "bf16"  # type: ignore[return-value]
+
+
+def _checkpointing(config: PretrainConfig) -> bool | None:
+    """Whether layers are computed again in the backward pass; None where the settings do not say it."""
+    given = [config.training_arguments.get(name) for name in ("gradient_checkpointing", "activation_checkpointing")]
+    return any(given) if any(value is not None for value in given) else None
 
 
 @dataclass(frozen=True)
@@ -242,7 +248,7 @@ def plan_command(words: list[str]) -> int:
         global_batch,
         _budget(given.tokens, config, model, global_batch),
         given.price_per_gpu_hour,
-        config.training_arguments.get("gradient_checkpointing"),
+        _checkpointing(config),
         only,
         replace(Assumptions(), matmul=given.efficiency) if given.efficiency else None,
     )
@@ -431,8 +437,10 @@ def _remedies(plan: Plan, item: Planned, rank: RankMemory) -> Iterator[str]:
             if shared and _with_more(plan, item, times) <= plan.capacity:
                 yield f"{times * plan.cluster.machines} machines"
                 break
+    elif plan.cluster.processes > 1 and item.layout.engine == "plain" and item.layout.tensor == 1:
+        yield "a layout that divides weights, gradients and optimizer state (fsdp2, zero3)"
     if not item.step.checkpointing:
-        yield "gradient_checkpointing, which the settings forbid"
+        yield "gradient_checkpointing"
 
 
 def _with_more(plan: Plan, item: Planned, times: int) -> int:

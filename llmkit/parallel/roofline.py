@@ -235,7 +235,8 @@ def _communication(
         reduced = shard.all_reduce(compute * everything) if layout.zero_stage < 2 else shard.all_gather(compute * everything)
         exposed += reduced if layout.zero_stage == 2 else 0.0  # by default DeepSpeed overlaps nothing below stage 3
         each_step += (reduced if layout.zero_stage < 2 else 0.0) + shard.all_gather(compute * everything)
-    each_step += max(0.0, replicate.all_reduce(4 * everything / shard.size) - last_backward)
+    hidden_behind = 0.0 if layout.engine == "pipeline" else last_backward
+    each_step += max(0.0, replicate.all_reduce(4 * everything / shard.size) - hidden_behind)
     return exposed, each_step
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config import Resolved
+from llmkit.errors import ConfigError
 from llmkit.models.causal import causal_config, causal_skeleton, parameter_counts
 from llmkit.models.sizing import describe_parameters, describe_ratio
 from llmkit.tokens.shards import Index
@@ -65,7 +66,10 @@ def model_config(config: PretrainConfig) -> PretrainedConfig:
     from transformers import AutoConfig, AutoTokenizer
 
     if config.model_name_or_path:
-        return AutoConfig.from_pretrained(config.model_name_or_path)
+        try:
+            return AutoConfig.from_pretrained(config.model_name_or_path)
+        except (OSError, ValueError) as failure:
+            raise ConfigError([f"model_name_or_path: transformers reads no config there: {failure}"]) from failure
     tokenizer: Any = _TokenizerToBe(config.vocab_size or PREPARED_VOCABULARY)
     if config.tokens is not None:
         tokenizer = AutoTokenizer.from_pretrained(Path(config.tokens) / "tokenizer")
