@@ -92,6 +92,7 @@ def _help() -> str:
         "  trace       walk a file or a number back to the raw bytes",
         "  replay      make one step of a pretraining run again, and show what it was made of",
         "  tokens      verify token shards, byte by byte",
+        "  plan        memory, speed and cost of every launch layout, before a model is built",
         "  check       what would go wrong with a launch, before it is made",
         "",
         "stages, in the order data flows through them:",
@@ -226,13 +227,27 @@ def _tokens(words: list[str]) -> int:
     return 0
 
 
+def _plan(words: list[str]) -> int:
+    from llmkit.parallel.plan import plan_command
+
+    return plan_command(words)
+
+
 def _check(words: list[str]) -> int:
     from llmkit.parallel.check import run
 
     return run(words)
 
 
-_COMMANDS = {"run": _run, "status": _status, "trace": _trace, "replay": _replay, "tokens": _tokens, "check": _check}
+_COMMANDS = {
+    "run": _run,
+    "status": _status,
+    "trace": _trace,
+    "replay": _replay,
+    "tokens": _tokens,
+    "plan": _plan,
+    "check": _check,
+}
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ PLACEHOLDERS = (
     "my_dataset/data.jsonl",
     "my_base_model/config.json",
 )
-# What earlier commands of the guides have made.
+# What earlier commands of the guides have made, and what has to be read.
 MADE = {
+    "my_model/config.json": '{"model_type": "llama", "num_hidden_layers": 2}\n',
     "runs/sentiment/finetune/llmkit.yaml": "model_name_or_path: MODEL\ndataset_name: llmkit/reviews\n",
     "runs/sentiment/pretrain/config.json": "{}\n",
     "runs/my/tokens-again/index.json": "{}\n",

@@ -131,7 +131,18 @@ def read_layout(name: str) -> Layout:
         ConfigError: there is no such file, or it is no accelerate config.
     """
     path = resources.find("accelerate_configs", name)
-    settings = read_yaml(path)[0]
+    return layout_of(read_yaml(path)[0], path)
+
+
+def layout_of(settings: dict[str, Any], path: Path) -> Layout:
+    """The layout that an accelerate config says.
+
+    Args:
+        path: of its file, for messages.
+
+    Raises:
+        ConfigError: a DeepSpeed file that it names cannot be read.
+    """
     kind = settings.get("distributed_type", "NO")
     parallel = settings.get("parallelism_config") or {}
     size = {key.removeprefix("parallelism_config_").removesuffix("_size"): value for key, value in parallel.items()}

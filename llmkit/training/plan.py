@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkit.config import Resolved
+from llmkit.errors import ConfigError
 from llmkit.models.causal import causal_config, causal_skeleton, parameter_counts
 from llmkit.models.sizing import describe_parameters, describe_ratio
 from llmkit.tokens.shards import Index
 from llmkit.training.pretrain import PREPARED_VOCABULARY, PretrainConfig, sizing_of, tokens_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class _TokenizerToBe:
@@ -40,7 +44,7 @@ def plan_pretraining(resolved: Resolved[PretrainConfig]) -> str:
     lines.append("settings that are not the default:")
     lines += [f"  {name}: {values[name]}  # from {origin}" for name, origin in resolved.origins.items() if origin != "default"]
     lines.append("")
-    counts = parameter_counts(_model(config))
+    counts = parameter_counts(causal_skeleton(model_config(config)))
     lines.append(f"model: {describe_parameters(counts)}")
     lines += _budget(config, counts["active"])
     lines.append("nothing was made; the same command without --dry_run does it")
@@ -53,15 +57,23 @@ def _is_derived(resolved: Resolved[PretrainConfig], name: str) -> bool:
     return origin == "default" or (origin.startswith(("num_params ", "depth ")) and "changed by" not in origin)
 
 
-def _model(config: PretrainConfig) -> Any:
+def model_config(config: PretrainConfig) -> PretrainedConfig:
+    """The config of the model that is trained.
+
+    Raises:
+        ConfigError: the settings give no model.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     if config.model_name_or_path:
-        return causal_skeleton(AutoConfig.from_pretrained(config.model_name_or_path))
+        try:
+            return AutoConfig.from_pretrained(config.model_name_or_path)
+        except (OSError, ValueError) as failure:
+            raise ConfigError([f"model_name_or_path: transformers reads no config there: {failure}"]) from failure
     tokenizer: Any = _TokenizerToBe(config.vocab_size or PREPARED_VOCABULARY)
     if config.tokens is not None:
         tokenizer = AutoTokenizer.from_pretrained(Path(config.tokens) / "tokenizer")
-    return causal_skeleton(causal_config(config.model_type or "llama", config.config_overrides, tokenizer, config.block_size))
+    return causal_config(config.model_type or "llama", config.config_overrides, tokenizer, config.block_size)
 
 
 def _budget(config: PretrainConfig, parameters: int) -> list[str]:
