@@ -91,6 +91,7 @@ def _help() -> str:
         "  trace       walk a file or a number back to the raw bytes",
         "  replay      make one step of a pretraining run again, and show what it was made of",
         "  tokens      verify token shards, byte by byte",
+        "  verify      prove that a launch layout computes what one process computes",
         "",
         "stages, in the order data flows through them:",
     ]
@@ -224,7 +225,20 @@ def _tokens(words: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run, "status": _status, "trace": _trace, "replay": _replay, "tokens": _tokens}
+def _verify(words: list[str]) -> int:
+    from llmkit.parallel.verify import main as verify
+
+    return verify(words)
+
+
+_COMMANDS = {
+    "run": _run,
+    "status": _status,
+    "trace": _trace,
+    "replay": _replay,
+    "tokens": _tokens,
+    "verify": _verify,
+}
 
 
 if __name__ == "__main__":
