@@ -21,7 +21,7 @@ float32 in every precision, with u32 = 2^-24; what they add is rounded to the pr
 2^-8). Roundings are taken as independent (Higham 2002, section 2.8), so that those of a sum of n grow as sqrt(n).
 
     of a loss, a mean over n tokens                                      32 u32 + 4 u / sqrt(n)                            (2)
-    of a gradient norm, where the largest tensor has p weights           sqrt(p) u32 + u                                   (3)
+    of a gradient norm, over p weights                                   sqrt(p) u32 + u                                   (3)
     of a weight, relative to the largest of its tensor                   32 u32 + 4 u                                      (4)
 
 In (4), a layout may keep its weights in the precision, as DeepSpeed does. The first loss, before any update, has to be within
@@ -42,6 +42,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -55,7 +56,7 @@ from llmkit.config import Source, resolve
 from llmkit.errors import ConfigError, LLMKitError, StageFailed, StageStopped
 from llmkit.parallel.launch import data_ranks, gpu_count, launch_stage, process_count
 from llmkit.parallel.layout import Layout, read_layout
-from llmkit.pipeline.artefact import LEDGER
+from llmkit.pipeline.artefact import LEDGER, Artefact
 from llmkit.stages import STAGES, prepare_tokens
 
 UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
@@ -112,6 +113,7 @@ class Run:
     """What a training run leaves to compare."""
 
     directory: Path
+    processes: int
     losses: list[float]
     """Of each step."""
     gradient_norms: list[float]
@@ -125,10 +127,12 @@ class Run:
         """Read the ledger of a `pretrain` result."""
         from llmkit.training.ledger import read_ledger
 
+        manifest = Artefact.open(directory, "pretrain").manifest
         entries = read_ledger(directory / LEDGER)
         steps = [entry for entry in entries if "loss" in entry]
         return cls(
             directory,
+            manifest.metrics["processes"],
             [entry["loss"] for entry in steps],
             [entry.get("grad_norm", math.nan) for entry in steps],
             [entry.get("data_chain", "") for entry in steps],
@@ -210,7 +214,7 @@ def compare(run: Run, reference: Run, repetitions: Sequence[Run], precision: str
     """
     u = UNIT_ROUNDOFF[precision]
     of_loss = 32 * _U32 + 4 * u / math.sqrt(tokens_per_step)
-    largest = max(weight.numel() for weight in reference.weights.values())
+    weights = sum(weight.numel() for weight in reference.weights.values())
     wrong = [step for step, (ours, theirs) in enumerate(zip(run.orders, reference.orders, strict=True), 1) if ours != theirs]
     return [
         Quantity("order of samples", float(len(wrong)), 0.0, wrong[0] if wrong else None),
@@ -218,7 +222,7 @@ def compare(run: Run, reference: Run, repetitions: Sequence[Run], precision: str
         _series("loss", of_loss, run.losses, reference.losses, [other.losses for other in repetitions]),
         _series(
             "gradient norm",
-            math.sqrt(largest) * _U32 + u,
+            math.sqrt(weights) * _U32 + u,
             run.gradient_norms,
             reference.gradient_norms,
             [other.gradient_norms for other in repetitions],
@@ -297,6 +301,8 @@ def cannot_run(layout: Layout, gpus: int) -> str | None:
     if layout.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         return "DeepSpeed is not installed"
     if "nvme" in (layout.offload_optimizer, layout.offload_weights):
+        if gpus == 0:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it warns otherwise
         from deepspeed.ops.op_builder import AsyncIOBuilder
 
         if not AsyncIOBuilder().is_compatible(verbose=False):
@@ -347,11 +353,13 @@ class Verification:
         name = f"{Path(layout).stem}-{model_type}-{chosen}"
         # The layout first: what it refuses is known before three runs of one process are made.
         run = self.train(name, layout, model_type, chosen, samples, {"per_device_train_batch_size": 4, **settings}, script)
-        reference, repetitions = self._reference(model_type, chosen, samples)
-        quantities = compare(run, reference, repetitions, chosen, samples * (_BLOCK - 1))
-        return Verdict(
-            Path(layout).stem, self.against, model_type, chosen, process_count(layout), self.steps, samples, quantities
-        )
+        reference, repetitions = self.reference(model_type, chosen, samples)
+        missing = process_count(layout) - run.processes  # a launch may fall back on fewer, and compute the right thing
+        quantities = [
+            Quantity("missing processes", float(abs(missing)), 0.0),
+            *compare(run, reference, repetitions, chosen, samples * (_BLOCK - 1)),
+        ]
+        return Verdict(Path(layout).stem, self.against, model_type, chosen, run.processes, self.steps, samples, quantities)
 
     def train(
         self,
@@ -390,7 +398,7 @@ class Verification:
             failure.reported = False  # it was, in the log
             raise
 
-    def _reference(self, model_type: str, precision: str, samples: int) -> tuple[Run, list[Run]]:
+    def reference(self, model_type: str, precision: str, samples: int) -> tuple[Run, list[Run]]:
         """One process, and its repetitions with other micro-batches."""
         key = (model_type, precision, samples)
         if key not in self._references:
@@ -457,12 +465,12 @@ def verify_all(
 
 def markdown(verdicts: Sequence[Verdict], reasons: dict[str, str]) -> str:
     """The table for a page: for each layout the worst difference of any model, and what was not run, with the reason."""
-    names = [quantity.name for quantity in verdicts[0].quantities[1:]] if verdicts else []
+    names = [quantity.name for quantity in verdicts[0].quantities[2:]] if verdicts else []
     lines = [f"| layout | processes | {' | '.join(names)} | models |", "|---|---|" + "---|" * len(names) + "---|"]
     for layout in dict.fromkeys(verdict.layout for verdict in verdicts):
         ours = [verdict for verdict in verdicts if verdict.layout == layout]
         cells = [str(ours[0].processes)]
-        for number in range(1, len(names) + 1):
+        for number in range(2, len(names) + 2):
             worst = max((verdict.quantities[number] for verdict in ours), key=lambda one: one.difference / one.tolerance)
             cells.append(f"{worst.difference:.1e} of {worst.tolerance:.1e}" + ("" if worst.passed else " **fails**"))
         cells.append(", ".join(verdict.model_type for verdict in ours))
