@@ -94,6 +94,7 @@ def _help() -> str:
         "  tokens      verify token shards, byte by byte",
         "  plan        memory, speed and cost of every launch layout, before a model is built",
         "  check       what would go wrong with a launch, before it is made",
+        "  verify      prove that a launch layout computes what one process computes",
         "",
         "stages, in the order data flows through them:",
     ]
@@ -239,6 +240,12 @@ def _check(words: list[str]) -> int:
     return run(words)
 
 
+def _verify(words: list[str]) -> int:
+    from llmkit.parallel.verify import main as verify
+
+    return verify(words)
+
+
 _COMMANDS = {
     "run": _run,
     "status": _status,
@@ -247,6 +254,7 @@ _COMMANDS = {
     "tokens": _tokens,
     "plan": _plan,
     "check": _check,
+    "verify": _verify,
 }
 
 

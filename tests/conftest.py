@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 Run = Callable[..., "Artefact"]
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-layout", action="store_true", help="run every test of launch layouts under every layout (slow)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--every-layout"):
+        left_out = [item for item in items if item.get_closest_marker("every_layout")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 TINY_LLAMA = {
     "hidden_size": 32,
     "intermediate_size": 64,

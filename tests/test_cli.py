@@ -52,6 +52,7 @@ def modules_after(*words: str) -> set[str]:
         ["run", "sentimnt"],
         ["trace", "nowhere"],
         ["replay", "--help"],
+        ["verify", "--help"],
         *([name, "--help"] for name in STAGES),
     ],
     ids=" ".join,
@@ -64,7 +65,7 @@ def test_help_names_every_command_stage_and_shipped_file(capsys: pytest.CaptureF
     for words in ([], ["--help"], ["-h"], ["help"]):
         assert cli.main(words) == 0
         out = capsys.readouterr().out
-        for word in ("run", "status", "trace", "replay", *STAGES, "sentiment", "pretrain/quickstart", "ddp"):
+        for word in ("run", "status", "trace", "replay", "verify", *STAGES, "sentiment", "pretrain/quickstart", "ddp"):
             assert f" {word}" in out
         assert max(map(len, out.splitlines())) < 130
 
@@ -74,7 +75,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"llmkit {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["run", "status", "trace", "replay", *STAGES])
+@pytest.mark.parametrize("command", ["run", "status", "trace", "replay", "verify", *STAGES])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code = cli.main([command, "--help"])

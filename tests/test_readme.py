@@ -18,6 +18,7 @@ import pytest
 
 from llmkit import cli, resources, stages
 from llmkit.parallel import launch
+from llmkit.parallel.verify import Verdict, Verification
 from llmkit.pipeline import trace
 from llmkit.stages import STAGES
 from llmkit.tasks import generate
@@ -54,6 +55,8 @@ MADE = {
     "runs/sentiment/finetune/llmkit.yaml": "model_name_or_path: MODEL\ndataset_name: llmkit/reviews\n",
     "runs/sentiment/pretrain/config.json": "{}\n",
     "runs/my/tokens-again/index.json": "{}\n",
+    "accelerate_configs/ddp.yaml": "distributed_type: MULTI_GPU\n",
+    "docs/layouts.md": "<!-- llmkit verify --all --write -->\n<!-- end -->\n",
 }
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
@@ -136,6 +139,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(replay, "replay", replay_it)
     monkeypatch.setattr(launch, "launch_command", launch_command)
     monkeypatch.setattr(verify, "faults", lambda directory: iter(()))
+    monkeypatch.setattr(
+        Verification, "verify", lambda self, layout, *_: Verdict(layout, self.against, "llama", "fp32", 2, 20, 16, [])
+    )
     return names
 
 

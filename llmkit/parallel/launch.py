@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -102,8 +103,21 @@ def refuse(stage: str, resolved: Resolved[Any], output: Path, layout: str) -> No
     refuse_broken(stage, resolved, output, layout)
 
 
-def launch_stage(stage: Stage, resolved: Resolved[Any], output: Path, layout: str, force: bool = False) -> Artefact:
+def launch_stage(
+    stage: Stage,
+    resolved: Resolved[Any],
+    output: Path,
+    layout: str,
+    force: bool = False,
+    *,
+    script: Path | None = None,
+    log: Path | None = None,
+) -> Artefact:
     """Run a stage in processes of its own and give back what it made.
+
+    Args:
+        script: what the processes run; None: the recipe of the stage.
+        log: where what they print goes; None: to where this process prints.
 
     Raises:
         ConfigError: it would go wrong, by `check`; no process was started.
@@ -114,14 +128,14 @@ def launch_stage(stage: Stage, resolved: Resolved[Any], output: Path, layout: st
     refuse(stage.name, resolved, output, layout)
     node = read_nodes(read_layout(layout).settings, {}).rank if several_nodes(layout) else 0
     settings = output.with_name(f"{output.name}.{node}.{os.getpid()}.yaml")  # on several nodes, others may have its number
-    recipe = resources.shipped("recipes") / f"{stage.name}.py"
+    recipe = script or resources.shipped("recipes") / f"{stage.name}.py"
     words = [*launch_words(layout), str(recipe), "--config", str(settings), "--output_dir", str(output), "--layout", layout]
     try:
         with writing(settings.parent, stage.name):
             settings.parent.mkdir(parents=True, exist_ok=True)
             settings.write_text(resolved.to_yaml(f"Settings of `llmkit {stage.name}`, resolved"), encoding="utf-8")
             forget_failure(output)
-        status = _run_forwarding_signals([*words, *(["--force"] if force else [])], _environment(layout))
+        status = _run_forwarding_signals([*words, *(["--force"] if force else [])], _environment(layout), log)
     finally:
         settings.unlink(missing_ok=True)
     artefact = Artefact.peek(output)
@@ -162,15 +176,21 @@ def _environment(layout: str) -> dict[str, str]:
     return {**os.environ, "ACCELERATE_USE_CPU": "true"} if read_layout(layout).use_cpu else dict(os.environ)
 
 
-def _run_forwarding_signals(words: list[str], environment: dict[str, str]) -> int:
+def _run_forwarding_signals(words: list[str], environment: dict[str, str], log: Path | None = None) -> int:
     """Run a command to its end, also when this process is told to end: it is passed on, and the command may save first.
+
+    Args:
+        log: where what it prints goes; None: to where this process prints.
 
     Returns:
         Its exit code, as a shell gives it: 128 and the number of the signal that ended it, or stopped it through us.
     """
     received: list[int] = []
     # A session of its own: Ctrl-C in a terminal would reach the launcher's processes twice, by it and by the terminal.
-    process = subprocess.Popen(words, env=environment, start_new_session=True)
+    with log.open("w", encoding="utf-8") if log else nullcontext() as file:
+        process = subprocess.Popen(
+            words, env=environment, start_new_session=True, stdout=file, stderr=subprocess.STDOUT if file else None
+        )
 
     def forward(number: int, _: FrameType | None) -> None:
         if not received:  # a second one would tear the launcher from processes that are saving

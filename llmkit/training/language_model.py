@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,8 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
     train_set, validation_set = _sample_sets(config, shards)
     start = _seed_model(config, workspace, tokenizer)
     if config.document_masking:
+        if int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE") or 1) > 1:  # its attention is causal, whatever the mask
+            raise ConfigError(["document_masking: context parallel has no mask of documents; take another layout"])
         check_document_masking(_load(config, start))
     # After the seed model and before the one that is trained: under ZeRO-3 this changes how transformers creates models.
     arguments = training_arguments(

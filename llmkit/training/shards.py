@@ -39,7 +39,39 @@ def distributed_config() -> dict[str, DistributedConfig]:
         return {}
     from transformers.distributed import DistributedConfig
 
+    _sum_each_gradient_once()
     return {"distributed_config": DistributedConfig(tp_size=tensor, fsdp_size=shard, dp_replicate_size=replicate)}
+
+
+def _sum_each_gradient_once() -> None:
+    """Sum the gradients of weights that every tensor rank has for its own heads, such as Qwen3's norms of queries and keys.
+
+    transformers 5.23 sums `grad` after each backward pass, and so the gradients of earlier micro-batches again. Here each
+    gradient is summed before it is added to them; `llmkit verify` showed the difference.
+    """
+    from transformers.distributed.tensor_parallel import ReplicatedWithGradAllReduce
+
+    def install_forward(_: Any, module: torch.nn.Module, mesh: Any) -> torch.nn.Module:
+        forward = module.forward
+        hooked: dict[str, torch.nn.Parameter] = {}
+
+        def summed(gradient: torch.Tensor) -> torch.Tensor:
+            gradient = gradient.clone()
+            torch.distributed.all_reduce(gradient, group=mesh.get_group())
+            return gradient
+
+        def hooked_forward(*arguments: Any, **options: Any) -> Any:
+            if torch.is_grad_enabled():  # before the first pass the weights are not loaded yet
+                for name, parameter in module.named_parameters(recurse=False):
+                    if parameter.requires_grad and hooked.get(name) is not parameter:
+                        parameter.register_hook(summed)
+                        hooked[name] = parameter
+            return forward(*arguments, **options)
+
+        module.forward = hooked_forward
+        return module
+
+    ReplicatedWithGradAllReduce.install_forward = install_forward
 
 
 def clip_shards(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
