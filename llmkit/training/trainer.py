@@ -361,7 +361,7 @@ class LLMKitTrainer(Trainer):
     def _dump(self, step: Step) -> None:
         samples = []
         if self._is_ordered:
-            at_once, ranks = self.args.per_device_train_batch_size, self.args.world_size
+            at_once, ranks = self.args.per_device_train_batch_size, data_ranks()
             samples = dumps.describe_samples(self.train_dataset, step.number, at_once, ranks, self.processing_class)
         weights = None if self._is_partitioned() else dict(self.accelerator.unwrap_model(self.model).named_parameters())
         place = dumps.write(Path(self.args.output_dir), dumps.describe(step, weights, self.state.global_step, samples))

@@ -206,7 +206,7 @@ def weights(artefact: Artefact) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["multi_node", "zero2"])
+@pytest.mark.parametrize("layout", ["multi_node", "zero1", "fsdp2"])
 def test_two_nodes_compute_what_one_process_computes(
     layout: str, cluster: Cluster, settings: dict[str, Any], one_process: Artefact, tmp_path: Path
 ) -> None:
