@@ -42,3 +42,20 @@ def test_the_benchmark_of_pretraining_prints_its_table(tokens: Artefact, tmp_pat
     assert rows["nanoGPT"][2] == rows["run_clm"][2] == "not given"
     assert "MiB" in rows["llmkit"][6]
     assert "- hardware:" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_layouts_prints_its_table(tokens: Artefact) -> None:
+    words = ["--quick", "--num_params", "0.2M", "--steps", "6", "--warmup", "2", "--layouts", "single", "ddp", "--log"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "layouts.py"), *words, "--tokens", str(tokens.directory)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {cells[1]: cells for line in done.stdout.splitlines() if len(cells := [c.strip() for c in line.split("|")]) > 6}
+    assert rows["single"][2:4] == ["1", "1.00"]
+    assert rows["ddp"][2] == "2"
+    assert float(rows["ddp"][3]) > 0 and "MiB" in rows["ddp"][7]
+    assert "- measured: `python benchmarks/layouts.py --quick" in done.stdout
