@@ -175,7 +175,8 @@ def _load(config: PretrainConfig, place: Path | str) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(place, **how)
     except (OSError, ValueError, ImportError) as failure:
-        keys = "model_name_or_path, attn_implementation" if config.model_name_or_path else "attn_implementation"
+        named = [name for name in ("model_name_or_path", "attn_implementation") if getattr(config, name)]
+        keys = ", ".join([*named, "accelerate_config"] if distributed_config() else named or ["attn_implementation"])
         raise ConfigError([f"{keys}: transformers gives no model: {failure}"]) from failure
 
 

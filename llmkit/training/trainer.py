@@ -327,6 +327,8 @@ class LLMKitTrainer(Trainer):
         if not self._named:  # to look them up takes as long as a small model's update
             self._named = list(self.accelerator.unwrap_model(model).named_parameters())
         named = [(name, parameter) for name, parameter in self._named if parameter.grad is not None]
+        if not named:
+            return None
         self.accelerator.unscale_gradients()
         gradients = [parameter.grad for _, parameter in named if parameter.grad is not None]
         if not all(type(gradient) is torch.Tensor for gradient in gradients):  # shards of tensors

@@ -51,7 +51,7 @@ def test_a_layout_computes_it_with_other_architectures(layout: str, model_type: 
         assert_passed(verification.verify(runnable(layout), model_type))
     except LLMKitError as refusal:
         assert model_type == "gpt2" and read_layout(layout).tensor > 1, refusal
-        assert "no `tp_plan`" in str(refusal)
+        assert "no tensor-parallel plan for gpt2" in str(refusal)
 
 
 @pytest.mark.slow
