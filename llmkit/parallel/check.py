@@ -58,15 +58,16 @@ def arithmetic(subject: Subject) -> str:
 
 
 def refuse_broken(stage: str, resolved: Resolved[Any], output: Path, layout: str) -> None:
-    """Refuse a launch that would go wrong, before a process is started.
+    """Refuse a launch on one machine that would go wrong, before a process is started.
 
     Raises:
         ConfigError: with everything that is wrong.
     """
     found = read_layout(layout)
+    if found.machines > 1:
+        return  # the nodes would wait for one that ended here; their ranks find it when they meet, and all say it
     # On one machine the launcher takes a free port, whatever the layout says.
-    port = found.settings.get("main_process_port") if found.machines > 1 else None
-    wrong = problems(Subject(stage, resolved.config, found, Machine.at_hand(output, port), output))
+    wrong = problems(Subject(stage, resolved.config, found, Machine.at_hand(output, None), output))
     if wrong:
         raise ConfigError([str(problem) for problem in wrong], f"launch of {stage} under {layout}")
 

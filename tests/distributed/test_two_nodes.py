@@ -383,13 +383,15 @@ def test_a_port_that_is_taken_is_named_on_the_node_that_would_listen_there(
     cluster: Cluster, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     launch = Launch(cluster, tmp_path / "two", settings, LLMKIT_NODE_WAIT="5")
-    listener = (
-        "import socket, time; s = socket.socket(); s.bind(('', %d)); s.listen(); print('here', flush=True); time.sleep(60)"
+    listener = (  # a port that an earlier test used may still be closing
+        "import socket, time; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); "
+        "s.bind(('', %d)); s.listen(); print('here', flush=True); time.sleep(120)"
     )
     cluster.start(0, [sys.executable, "-c", listener % PORT], tmp_path / "listener.log")
     deadline = time.monotonic() + 30
     while "here" not in (tmp_path / "listener.log").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert "here" in (tmp_path / "listener.log").read_text()
     assert launch.end(launch.start(0)) == [2], launch.said(0)
     assert f"port {PORT}, at which the nodes are to meet, cannot be used on {cluster.hosts[0]}" in last_words(launch, 0)
 

@@ -164,5 +164,5 @@ def test_float16_without_a_gpu_is_refused_in_words(capfd: pytest.CaptureFixture[
         pytest.skip("there is a GPU")
     assert cli.main(["verify", "--accelerate_config", "ddp", "--precision", "fp16", "--steps", "1"]) == 2
     said = capfd.readouterr().err
-    assert "fp16: float16 training needs a GPU; on a CPU use bf16" in said
+    assert "fp16: float16 training needs a GPU, and here it is a CPU; take bf16" in said
     assert "Traceback" not in said
