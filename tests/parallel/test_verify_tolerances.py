@@ -153,7 +153,7 @@ def test_every_shipped_layout_is_in_the_page_and_passes() -> None:
 
 
 def test_wrong_options_are_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["verify", "--accelerate_config", "dpp"]) == 2
+    assert cli.main(["verify", "--accelerate_config", "ddq"]) == 2
     assert "did you mean 'ddp'?" in capsys.readouterr().err
     assert cli.main(["verify", "--against", "ddp"]) == 2
     assert "--against: ddp has several processes" in capsys.readouterr().err
