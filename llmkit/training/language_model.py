@@ -69,8 +69,9 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
     tokenizer = AutoTokenizer.from_pretrained(shards[0].directory / "tokenizer")
     train_set, validation_set = _sample_sets(config, shards)
     start = _seed_model(config, workspace, tokenizer)
+    divides_context = int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE") or 1) > 1
     if config.document_masking:
-        if int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE") or 1) > 1:  # its attention is causal, whatever the mask
+        if divides_context:  # its attention is causal, whatever the mask
             raise ConfigError(["document_masking: context parallel has no mask of documents; take another layout"])
         check_document_masking(_load(config, start))
     # After the seed model and before the one that is trained: under ZeRO-3 this changes how transformers creates models.
@@ -91,6 +92,11 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
         validation_set.fill_up_to_multiple(arguments.eval_batch_size * data_ranks())
     model = _load(config, start)
     check_config(model.config, tokenizer, config.block_size)
+    if divides_context and not any(name.endswith("self_attn") for name, _ in model.named_modules()):
+        # Modules of another name would keep a mask that accelerate takes from those, and compute something else.
+        raise ConfigError(
+            [f"accelerate_config: context parallel knows no attention of {model.config.model_type}; take another"]
+        )
     if arguments.ddp_find_unused_parameters is None:  # only experts may get no token of a batch; looking for them costs time
         arguments.ddp_find_unused_parameters = any("expert" in name for name, _ in model.named_parameters())
     model.generation_config = GenerationConfig(
