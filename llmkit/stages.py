@@ -20,7 +20,7 @@ from llmkit.pipeline.stage import Stage, finished_line, identify, load_target, r
 from llmkit.pipeline.stage import data_ranks as ranks_with_samples
 
 # What a training stage leaves for a resume, and a pickle of transformers that says what llmkit.yaml says better.
-_TRAINING_SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "training_args.bin")
+_TRAINING_SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "nvme-offload", "training_args.bin")
 
 STAGES = {
     stage.name: stage

@@ -172,8 +172,14 @@ def _failure(stage: Stage, status: int, message: str | None, force: bool) -> LLM
 
 
 def _environment(layout: str) -> dict[str, str]:
-    """accelerate passes `use_cpu` on to one process, but not to several."""
-    return {**os.environ, "ACCELERATE_USE_CPU": "true"} if read_layout(layout).use_cpu else dict(os.environ)
+    """What accelerate reads in a layout and does not pass on: `use_cpu` to several processes, and where NVMe offload goes."""
+    found = read_layout(layout)
+    further = {"ACCELERATE_USE_CPU": "true"} if found.use_cpu else {}
+    for part in ("optimizer", "param"):
+        place = (found.settings.get("deepspeed_config") or {}).get(f"offload_{part}_nvme_path")
+        if place:
+            further[f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_NVME_PATH"] = str(place)
+    return {**further, **os.environ}
 
 
 def _run_forwarding_signals(words: list[str], environment: dict[str, str], log: Path | None = None) -> int:

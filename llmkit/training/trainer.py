@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from llmkit.training.arguments import TrainingConfig
 
 
+NVME = "nvme-offload"
+"""Where DeepSpeed's offload to a disk goes, in the directory of a run, if no place is named."""
+
 _GUARD, _LOSS = "UpdateGuard", "LossSinceLog"
 """The names of the states of guard and running loss in `trainer_state.json`, where those of stateful callbacks lie as well."""
 
@@ -154,9 +157,8 @@ class LLMKitTrainer(Trainer):
                 raise
             raise ConfigError([f"report_to: {failure}"]) from failure  # a tracker that is not installed, or that nobody knows
         self.args.save_only_model = save_only_model
-        if self.is_deepspeed_enabled and self.args.device.type == "cpu":
-            # DeepSpeed's own optimizer for offloaded state is compiled at its first use; here there is nothing to be won.
-            self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
+        if self.is_deepspeed_enabled:
+            self._mend_offload(self.accelerator.state.deepspeed_plugin.deepspeed_config)
         if self.args.optim == MUON and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ConfigError(
                 [
@@ -198,6 +200,16 @@ class LLMKitTrainer(Trainer):
         self.add_callback(self.throughput)
         self.callback_handler.callbacks.insert(0, Ledger(workspace.directory / LEDGER, self._ledger_facts))
         self.add_callback(Progress(workspace.say, self.throughput))
+
+    def _mend_offload(self, settings: dict[str, Any]) -> None:
+        if self.args.device.type == "cpu":
+            # DeepSpeed's own optimizer for offloaded state is compiled at its first use; here there is nothing to be won.
+            settings["zero_force_ds_cpu_optimizer"] = False
+        for part in ("offload_optimizer", "offload_param"):
+            offload = settings["zero_optimization"].get(part) or {}
+            if offload.get("device") == "nvme" and offload.get("nvme_path") in (None, "none"):
+                # `accelerate launch` reads the path in its config and does not pass it on.
+                offload["nvme_path"] = os.path.join(self.args.output_dir, NVME)
 
     def _measured_peak(self) -> float:
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32

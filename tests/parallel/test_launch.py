@@ -79,6 +79,15 @@ def test_a_layout_for_the_cpu_is_one_also_for_several_processes(tmp_path: Path, 
     assert "ACCELERATE_USE_CPU" not in launch._environment("ddp")
 
 
+def test_the_disk_of_an_offload_is_passed_on_which_accelerate_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_NVME_PATH"
+    monkeypatch.delenv(name, raising=False)
+    assert launch._environment("zero3_nvme")[name] == "/tmp/llmkit-nvme"
+    assert name not in launch._environment("zero3")
+    monkeypatch.setenv(name, "/fast")
+    assert launch._environment("zero3_nvme")[name] == "/fast", "the environment wins"
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "code", "words"),
     [
