@@ -26,6 +26,16 @@ NODE = "LLMKIT_NODE"
 AGAIN = "LLMKIT_STARTED_AGAIN"
 """The variable that a launcher sets for all processes but the first it starts. torchrun's count leaves out some restarts."""
 
+_SIZES = {
+    "replicate": "PARALLELISM_CONFIG_DP_REPLICATE_SIZE",
+    "shard": "PARALLELISM_CONFIG_DP_SHARD_SIZE",
+    "tensor": "PARALLELISM_CONFIG_TP_SIZE",
+    "context": "PARALLELISM_CONFIG_CP_SIZE",
+    "sequence": "PARALLELISM_CONFIG_SP_SIZE",
+    "pipeline": "MEGATRON_LM_PP_DEGREE",
+}
+"""The variables in which accelerate hands the dimensions of a layout to its processes."""
+
 _LIMIT = "LLMKIT_NODE_WAIT"
 _DISK_LAG = 10.0  # seconds until a file that one node has made must be there for another; NFS looks up a new name at once
 _TO_READ = timedelta(seconds=5)  # for the others to read why the main process ends
@@ -42,6 +52,11 @@ class MainProcessGone(LLMKitError):
 def rank() -> tuple[int, int]:
     """This process's rank and the number of ranks, as the launcher set them."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def dimension(name: str) -> int:
+    """Among how many processes this launch divides something: replicate, shard, tensor, context, sequence or pipeline."""
+    return int(os.environ.get(_SIZES[name]) or 1)
 
 
 def on_several_nodes() -> bool:

@@ -8,6 +8,7 @@ import fnmatch
 import hashlib
 import importlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -37,7 +38,7 @@ from llmkit.pipeline.artefact import (
     sync,
     write_synced,
 )
-from llmkit.pipeline.ranks import launch_id, rank
+from llmkit.pipeline.ranks import dimension, launch_id, rank
 from llmkit.resources import display
 
 _ATTEMPT = ".attempt.json"
@@ -256,18 +257,8 @@ def is_fresh(existing: Artefact | None, identity: Identity) -> bool:
 
 
 def data_ranks() -> int:
-    """How many ranks have samples of their own: those that divide a model, and not the data, have the same ones.
-
-    The variables are those in which accelerate hands a layout to its processes.
-    """
-    together = 1
-    for name in (
-        "PARALLELISM_CONFIG_TP_SIZE",
-        "PARALLELISM_CONFIG_CP_SIZE",
-        "PARALLELISM_CONFIG_SP_SIZE",
-        "MEGATRON_LM_PP_DEGREE",
-    ):
-        together *= int(os.environ.get(name) or 1)
+    """How many ranks have samples of their own: those that divide a model, and not the data, have the same ones."""
+    together = math.prod(map(dimension, ("tensor", "context", "sequence", "pipeline")))
     return max(1, rank()[1] // together)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from llmkit.errors import ConfigError, DataError
 from llmkit.models.causal import parameter_counts
 from llmkit.pipeline.artefact import enclosing
-from llmkit.pipeline.stage import rank
+from llmkit.pipeline.ranks import dimension, rank
 from llmkit.tasks import text_classification as task
 from llmkit.tasks.tables import REVIEWS, read_dataset, read_table, source_name, validation_split
 from llmkit.training.card import settings_table, write_card
@@ -81,7 +80,7 @@ def load_examples(config: FinetuneConfig) -> Examples:
 
 def train_classifier(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
     """Fine-tune a classifier; see `finetune.finetune`."""
-    if int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE") or 1) > 1:
+    if dimension("context") > 1:
         raise ConfigError(["accelerate_config: context parallel divides texts, and a text has one label; take another layout"])
     set_up(config)
     if pipeline_degree() > 1:

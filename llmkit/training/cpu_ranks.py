@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.tensor import DTensor, Shard
 
+from llmkit.pipeline.ranks import dimension
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -41,7 +43,7 @@ def stand_in_for_devices() -> None:
     # Pinned memory serves copies to a device, and there is none.
     CPUOffloadPolicy.__init__.__defaults__ = (False,)
     training_args.is_torch_bf16_gpu_available = torch.cpu._is_avx512_bf16_supported
-    if int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE") or 1) > 1:
+    if dimension("context") > 1:
         _let_attention_go_round()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from llmkit.models.masking import check_document_masking
 from llmkit.models.mup import apply_mup, lr_multipliers
 from llmkit.models.sizing import describe_parameters, describe_ratio
 from llmkit.pipeline.artefact import SAMPLES, Artefact
+from llmkit.pipeline.ranks import dimension
 from llmkit.pipeline.stage import data_ranks
 from llmkit.tokens.mixture import Mixture
 from llmkit.tokens.packing import packing_report
@@ -69,7 +69,7 @@ def new_trainer(config: PretrainConfig, workspace: Workspace) -> tuple[LLMKitTra
     tokenizer = AutoTokenizer.from_pretrained(shards[0].directory / "tokenizer")
     train_set, validation_set = _sample_sets(config, shards)
     start = _seed_model(config, workspace, tokenizer)
-    divides_context = int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE") or 1) > 1
+    divides_context = dimension("context") > 1
     if config.document_masking:
         if divides_context:  # its attention is causal, whatever the mask
             raise ConfigError(["document_masking: context parallel has no mask of documents; take another layout"])

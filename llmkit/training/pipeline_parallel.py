@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from llmkit.errors import ArtefactError, ConfigError
+from llmkit.pipeline.ranks import dimension
 from llmkit.training import checkpoints, named_state
 from llmkit.training.pipeline_stages import Stage, cut, keep_only, layers_of_stages
 from llmkit.training.trainer import LLMKitTrainer
@@ -43,7 +44,7 @@ _ANOTHER = "leave it out, or take another layout, such as fsdp2"
 
 def pipeline_degree() -> int:
     """Processes that the layers are divided among, as the layout of this launch says it; 1 without a pipeline."""
-    return int(os.environ.get("MEGATRON_LM_PP_DEGREE") or 1)
+    return dimension("pipeline")
 
 
 def pipeline_problems(config: PretrainConfig, arguments: TrainingArguments) -> Iterator[str]:

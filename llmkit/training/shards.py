@@ -23,6 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
+from llmkit.pipeline.ranks import dimension
+
 if TYPE_CHECKING:
     from transformers.distributed import DistributedConfig
 
@@ -32,9 +34,7 @@ States = dict[str, dict[str, Any]]
 
 def distributed_config() -> dict[str, DistributedConfig]:
     """What `from_pretrained` is told so that it divides a model as this launch wants it; nothing where it is not to."""
-    tensor, shard, replicate = (
-        int(os.environ.get(f"PARALLELISM_CONFIG_{name}_SIZE") or 1) for name in ("TP", "DP_SHARD", "DP_REPLICATE")
-    )
+    tensor, shard, replicate = map(dimension, ("tensor", "shard", "replicate"))
     if tensor == 1 or os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG") != "true":
         return {}
     from transformers.distributed import DistributedConfig
