@@ -20,7 +20,7 @@ from llmkit.pipeline.stage import Stage, finished_line, identify, load_target, r
 from llmkit.pipeline.stage import data_ranks as ranks_with_samples
 
 # What a training stage leaves for a resume, and a pickle of transformers that says what llmkit.yaml says better.
-_TRAINING_SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "nvme-offload", "training_args.bin")
+_TRAINING_SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "*seed-tokenizer", "nvme-offload", "training_args.bin")
 
 STAGES = {
     stage.name: stage
@@ -69,7 +69,7 @@ STAGES = {
         ),
         Stage(
             name="finetune",
-            summary="a base model and labelled examples to a classifier",
+            summary="a base model and examples to a task model",
             config="llmkit.training.finetune:FinetuneConfig",
             function="llmkit.training.finetune:finetune",
             next="llmkit evaluate --model_name_or_path {output} --test_file TEST (or --dataset_name llmkit/reviews)",
@@ -79,7 +79,7 @@ STAGES = {
         ),
         Stage(
             name="evaluate",
-            summary="a classifier and a test set to metrics with intervals",
+            summary="a task model and a test set to metrics with intervals",
             config="llmkit.evaluation.evaluate:EvaluateConfig",
             function="llmkit.evaluation.evaluate:evaluate",
             next="llmkit report --evaluation {output}",

@@ -1,12 +1,12 @@
-"""Two baselines that cost nothing, measured on the same split: what a classifier has to beat to be worth its weights."""
+"""Two baselines of text classification that cost nothing, measured on the same split."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 
+from llmkit.evaluation.measured import Baseline
 from llmkit.tasks.text_classification import Example
 
 # A word of a script with spaces, or one character of a script without (Han, kana, Thai): Chinese runs of characters are
@@ -20,20 +20,11 @@ def _tokens(text: str) -> list[str]:
     return _TOKEN.findall(text) or text.split()  # a text of signs alone, an emoji say, is what it is
 
 
-@dataclass
-class Baseline:
-    """A baseline's predictions for the test examples, as label names."""
-
-    name: str
-    detail: str
-    predictions: list[str]
-
-
 def majority(train: list[Example], test: list[Example]) -> Baseline:
     """Always the most frequent training label (the first by name among equals)."""
     labels, counts = np.unique([example.label for example in train], return_counts=True)
     label = str(labels[counts.argmax()])
-    return Baseline("majority class", f"always {label!r}", [label] * len(test))
+    return Baseline("majority class", f"always {label!r}", [{"prediction": label}] * len(test))
 
 
 def tfidf(train: list[Example], test: list[Example], seed: int) -> Baseline:
@@ -57,5 +48,5 @@ def tfidf(train: list[Example], test: list[Example], seed: int) -> Baseline:
     if folds >= 2:
         strength = f"C = {model.best_params_['logisticregression__C']:g} by {folds}-fold cross-validation"
     detail = f"words (single Han characters) and pairs, {strength}, trained on the same {len(train):,} examples"
-    predictions = [str(label) for label in model.predict([example.text for example in test])]
+    predictions = [{"prediction": str(label)} for label in model.predict([example.text for example in test])]
     return Baseline("TF-IDF + logistic regression", detail, predictions)

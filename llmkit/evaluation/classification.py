@@ -16,50 +16,16 @@ it says [1, 1], and it knows nothing of a class with one example.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-LEVEL = 0.95
-
-
-@dataclass
-class Metric:
-    """A number with its interval, the number of examples behind it, and how the interval was made."""
-
-    name: str
-    value: float | None
-    """None where it is undefined: recall and F1 of a class without examples."""
-    low: float | None
-    high: float | None
-    n: int
-    method: str
-    average: str | None = None
-    label: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from llmkit.evaluation.intervals import LEVEL, Metric, quantile, wilson
 
 
 def confusion_matrix(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Counts of shape [K, K], from class numbers of shape [n]."""
     return np.bincount(true * classes + predicted, minlength=classes * classes).reshape(classes, classes)
-
-
-def _quantile(level: float) -> float:
-    return NormalDist().inv_cdf((1 + level) / 2)
-
-
-def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a share; [0, 1] where nothing was counted."""
-    if n == 0:
-        return 0.0, 1.0
-    z, share = _quantile(level), hits / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (0.0 if hits == 0 else centre - half), (1.0 if hits == n else centre + half)
 
 
 @dataclass
@@ -114,7 +80,7 @@ def _average(found: _PerClass, weights: np.ndarray, correlation: np.ndarray, spr
         spread: variance of the mean that comes from the weights.
     """
     mean = float(weights @ found.value)
-    extra = _quantile(LEVEL) ** 2 * spread
+    extra = quantile(LEVEL) ** 2 * spread
     down, up = weights * (found.value - found.low), weights * (found.high - found.value)
     low = mean - math.sqrt(down @ correlation @ down + extra)
     return mean, max(0.0, low), min(1.0, mean + math.sqrt(up @ correlation @ up + extra))
@@ -150,42 +116,3 @@ def measure(confusion: np.ndarray, labels: list[str]) -> list[Metric]:
             value, low, high = (float(x[index]) if is_defined else None for x in (values.value, values.low, values.high))
             found.append(Metric(name, value, low, high, int(values.n[index]), "wilson", label=label))
     return found
-
-
-@dataclass
-class Comparison:
-    """Two classifiers on the same examples."""
-
-    baseline: str
-    metric: str
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    sentence: str
-
-
-def compare_accuracy(right: np.ndarray, baseline_right: np.ndarray, baseline: str) -> Comparison:
-    """Pair two classifiers on the same examples: difference in accuracy with its interval, and McNemar's exact test.
-
-    The interval is that of Bonett and Price (2012, Journal of Educational and Behavioral Statistics 37): Wald's, with one
-    example added on which only the one is right, and one on which only the other is.
-
-    Args:
-        right, baseline_right: whether each example was classified rightly, bool of shape [n].
-    """
-    from scipy import stats
-
-    n = len(right)
-    fixed, broken = int((right & ~baseline_right).sum()), int((~right & baseline_right).sum())
-    difference = (fixed - broken) / n
-    gained, lost = (fixed + 1) / (n + 2), (broken + 1) / (n + 2)
-    half = _quantile(LEVEL) * math.sqrt((gained + lost - (gained - lost) ** 2) / (n + 2))
-    low, high = max(-1.0, gained - lost - half), min(1.0, gained - lost + half)
-    p_value = float(stats.binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
-    points = f"{abs(difference) * 100:.1f} points ({low * 100:+.1f} to {high * 100:+.1f}, p = {p_value:.2g}, n = {n})"
-    if p_value >= 1 - LEVEL or low <= 0 <= high:  # test and interval must agree before anything is claimed
-        sentence = f"No clear difference from {baseline}: {'+' if difference >= 0 else '-'}{points}."
-    else:
-        sentence = f"{'Better' if difference > 0 else 'Worse'} than {baseline} by {points}."
-    return Comparison(baseline, "accuracy", difference, low, high, p_value, sentence)

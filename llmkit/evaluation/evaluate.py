@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config import StageConfig, option
+from llmkit.tasks.registry import TaskName
+from llmkit.tasks.settings import Columns
 from llmkit.training.finetune import dataset_marks, source_problems
 
 if TYPE_CHECKING:
@@ -14,14 +16,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(Columns, StageConfig):
     """Settings of the evaluate stage."""
 
     model_name_or_path: str = option(role="artefact")
-    """Classifier to measure: the directory of a `finetune` result, or any text classification model of transformers."""
+    """Model to measure: the directory of a `finetune` result, or any model of transformers with the head of a task."""
+
+    task: TaskName | None = option(None)
+    """Its task; None: as its config says."""
 
     test_file: str | None = option(None, role="files")
-    """Test examples: .csv, .tsv, .jsonl or .parquet with a column of texts and one of labels."""
+    """Test examples: .csv, .tsv, .jsonl or .parquet, one a row."""
 
     dataset_name: str | None = option(None)
     """Instead of a file: `llmkit/reviews` (embedded), or the name or directory of a data set that `datasets` can load."""
@@ -35,12 +40,6 @@ class EvaluateConfig(StageConfig):
     dataset_split: str = option("test")
     """Split of that data set."""
 
-    text_column: str | None = option(None)
-    """Column of texts; None: as in fine-tuning, or found by its name."""
-
-    label_column: str | None = option(None)
-    """Column of labels; None: as in fine-tuning, or found by its name."""
-
     per_device_eval_batch_size: int = option(64)
     """Examples computed at once."""
 
@@ -48,7 +47,7 @@ class EvaluateConfig(StageConfig):
     """Measure the baselines too; they learn from the examples that a `finetune` result was trained on."""
 
     seed: int = option(0)
-    """Seed of the baseline's cross-validation."""
+    """Seed of resampling and of the baselines."""
 
     def problems(self) -> Iterable[str]:
         yield from source_problems(self, "test_file")
@@ -60,11 +59,11 @@ class EvaluateConfig(StageConfig):
 
 
 def evaluate(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
-    """Measure the classifier; writes metrics.json and predictions.parquet.
+    """Measure the model; writes metrics.json and predictions.parquet.
 
     Returns:
         The headline metrics with their intervals.
     """
-    from llmkit.evaluation.classifier import evaluate_classifier
+    from llmkit.evaluation.task_model import evaluate_task_model
 
-    return evaluate_classifier(config, workspace)
+    return evaluate_task_model(config, workspace)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import ArtefactError, DataError
-from llmkit.evaluation.classification import wilson
+from llmkit.evaluation.intervals import wilson
 from llmkit.pipeline.artefact import Artefact
 from llmkit.reports import lineage, trained, verdict, words
 from llmkit.reports.lineage import Node
@@ -372,7 +372,7 @@ def _overlap(record: Mapping[str, Any]) -> Overlap | None:
         return None
     try:
         train, validation, either = (int(found[part]["examples"]) for part in ("train", "validation", "either"))
-        return Overlap(train, validation, either, _scores([found["accuracy_without"]])[0])
+        return Overlap(train, validation, either, _scores([found["without"]])[0])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(f"`overlap` in {METRICS} is not what `llmkit evaluate` writes; evaluate again with --force") from None
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import FieldSpec, option
+from llmkit.tasks.registry import TaskName
+from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import REVIEWS, reviews_file
 from llmkit.training.arguments import TrainingConfig
 
@@ -15,37 +17,46 @@ if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
 
 
-_BY_EPOCH = (
-    "eval_strategy",
-    "eval_steps",
-    "save_strategy",
-    "save_steps",
-    "load_best_model_at_end",
-    "greater_is_better",
-)
+_OF_THE_ENGINE = {
+    "eval_strategy": "fine-tuning evaluates and saves after each epoch, or every `eval_steps` steps",
+    "save_strategy": "fine-tuning saves whenever it evaluates; see `eval_steps`",
+    "save_steps": "fine-tuning saves whenever it evaluates; see `eval_steps`",
+    "load_best_model_at_end": "the best checkpoint is always the result; see `metric_for_best_model`",
+    "greater_is_better": "it follows from `metric_for_best_model`",
+}
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(Columns, TrainingConfig):
     """Settings of the finetune stage."""
 
-    renamed: ClassVar = {
-        **TrainingConfig.renamed,
-        **dict.fromkeys((*_BY_EPOCH, "evaluation_strategy"), "fine-tuning evaluates and saves after each epoch"),
-    }
+    renamed: ClassVar = {**TrainingConfig.renamed, **_OF_THE_ENGINE}
 
     @classmethod
     def further_settings(cls) -> dict[str, FieldSpec]:
-        return {name: spec for name, spec in super().further_settings().items() if name not in _BY_EPOCH}
+        return {name: spec for name, spec in super().further_settings().items() if name not in _OF_THE_ENGINE}
 
-    model_name_or_path: str = option(role="artefact")
+    model_name_or_path: str | None = option(None, role="artefact")
     """Base model: the directory of a `pretrain` result, or any local or hub model, encoder or decoder."""
 
-    task: Literal["text-classification"] = option("text-classification")
+    model_type: str | None = option(None)
+    """Instead of a base model: the architecture of a new one with random weights, by its name in transformers."""
+
+    config_overrides: dict[str, Any] = option(factory=dict)
+    """Fields of that architecture's config class, such as `hidden_size`."""
+
+    tokenizer: str | None = option(None, role="artefact")
+    """Tokenizer of a new model: the directory of a `tokenizer` result, or any local or hub one. None: one is trained on the
+    training examples."""
+
+    vocab_size: int | None = option(None)
+    """Size of the tokenizer that is trained on the training examples; None: 8192."""
+
+    task: TaskName = option("text-classification")
     """What the model is to learn."""
 
     train_file: str | None = option(None, role="files")
-    """Training examples: .csv, .tsv, .jsonl or .parquet with a column of texts and one of labels."""
+    """Training examples: .csv, .tsv, .jsonl or .parquet, one a row."""
 
     validation_file: str | None = option(None, role="files")
     """Validation examples; without it, and without a validation split of the data set, a share of training is held out."""
@@ -59,14 +70,8 @@ class FinetuneConfig(TrainingConfig):
     dataset_revision: str | None = option(None)
     """Commit, branch or tag of that data set on the hub; None: its newest."""
 
-    text_column: str | None = option(None)
-    """Column of texts; found by itself where it has a usual name (text, sentence, review, ...)."""
-
-    label_column: str | None = option(None)
-    """Column of labels; found by itself where it has a usual name (label, sentiment, ...)."""
-
     validation_fraction: float = option(0.1)
-    """Share of the training examples held out where there is no validation set, the same share of each label."""
+    """Share of the training examples held out where there is no validation set; of classes, the same share of each."""
 
     max_length: int | None = option(None)
     """Longest input in tokens; longer texts are cut. None: what the model takes."""
@@ -77,8 +82,18 @@ class FinetuneConfig(TrainingConfig):
     attn_implementation: str | None = option(None)
     """Attention kernel; None: the best that transformers finds."""
 
-    metric_for_best_model: str = option("f1_macro")
-    """The checkpoint with the best value of this on the validation set is kept: accuracy, f1_macro or loss."""
+    metric_for_best_model: str | None = option(None)
+    """The checkpoint with the best value of this on the validation set is the result: `loss`, or a metric of the task. None:
+    the first metric of the task, macro F1 for classes."""
+
+    eval_steps: int | None = option(None)
+    """Steps between two evaluations, each with a checkpoint; None: one after each epoch."""
+
+    early_stopping_patience: int | None = option(None)
+    """End after so many evaluations without a better value; None: never."""
+
+    train_sampling_strategy: Literal["random", "group_by_length"] = option("group_by_length")
+    """Which examples make up a step: random ones, or random ones of like length, so that little is computed on padding."""
 
     # Fine-tuning takes small steps, and few of them: the defaults of Devlin et al. 2019 (appendix A.3).
     learning_rate: float = option(5e-5)
@@ -110,6 +125,7 @@ class FinetuneConfig(TrainingConfig):
     def problems(self) -> Iterable[str]:
         yield from super().problems()
         yield from source_problems(self, "train_file")
+        yield from self._start_problems()
         for name in ("warmup_steps", "decay_steps"):
             if "tokens" in str(getattr(self, name)):
                 yield f"{name}: examples are learned here, and not tokens; give steps, a share of them, or epochs"
@@ -117,12 +133,19 @@ class FinetuneConfig(TrainingConfig):
             yield "validation_file: goes with train_file"
         if not 0 < self.validation_fraction < 1:
             yield f"validation_fraction: is {self.validation_fraction}, must lie between 0 and 1"
-        for name in ("max_length", "max_train_samples"):
+        for name in ("max_length", "max_train_samples", "eval_steps", "early_stopping_patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"{name}: is {value}, must be at least 1"
-        if self.metric_for_best_model not in ("accuracy", "f1_macro", "loss"):
-            yield f"metric_for_best_model: {self.metric_for_best_model!r} is not one of accuracy, f1_macro, loss"
+
+    def _start_problems(self) -> Iterable[str]:
+        if bool(self.model_name_or_path) == bool(self.model_type):
+            yield "model_name_or_path is missing: give a base model, or the model_type of a new one"
+        for name in ("config_overrides", "tokenizer", "vocab_size"):
+            if getattr(self, name) and not self.model_type:
+                yield f"{name}: goes with model_type"
+        if self.tokenizer and self.vocab_size:
+            yield "vocab_size: is that of the tokenizer; give one of the two"
 
     def raw_inputs(self) -> dict[str, str]:
         return dataset_marks(self.dataset_name, ("train", "validation"))
@@ -166,11 +189,11 @@ def dataset_marks(dataset_name: str | None, splits: tuple[str, ...]) -> dict[str
 
 
 def finetune(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
-    """Train the classifier; the workspace becomes a Hugging Face model repository.
+    """Train a task model; the workspace becomes a Hugging Face model repository.
 
     Returns:
-        Labels, example counts, what was validated on and with what result, and layout.
+        Example counts, what was validated on and with what result, and layout.
     """
-    from llmkit.training.classifier import train_classifier
+    from llmkit.training.finetuning import train_task
 
-    return train_classifier(config, workspace)
+    return train_task(config, workspace)

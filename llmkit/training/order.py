@@ -9,17 +9,18 @@ not depend on ranks, micro-batch, accumulation or data workers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from llmkit.tokens.mixture import Mixture
 
 DIGEST = "digest"
 _ROUNDS = 6
+_STRETCH = 64  # steps
 _MASK = (1 << 64) - 1
 
 
@@ -146,6 +147,47 @@ class MixedSamples(OrderedSamples):
         return ids
 
 
+class LengthGrouped(OrderedSamples):
+    """The samples of another order, moved within stretches of some steps so that a step has samples of like length.
+
+    Within a stretch the samples are sorted by length and cut into steps, and the steps are shuffled. A stretch is part of an
+    epoch, so which samples are alike in a step changes from epoch to epoch. As any order it is a function of the position.
+    """
+
+    def __init__(self, order: OrderedSamples, lengths: np.ndarray):
+        """Set up.
+
+        Args:
+            order: what is grouped.
+            lengths: tokens of each sample, int64 of shape [n].
+        """
+        super().__init__(order.samples, order.n, order.steps, order.global_batch, order.seed)
+        self.order, self.lengths = order, lengths
+        steps_per_epoch = order.n // order.global_batch
+        self._stretch = max(1, min(_STRETCH, steps_per_epoch // 4))
+        self._made: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def _ids_at(self, positions: np.ndarray) -> np.ndarray:
+        size = self._stretch * self.global_batch
+        ids = np.empty(positions.shape, dtype=np.int64)
+        for number in np.unique(positions // size).tolist():
+            here = positions // size == number
+            ids[here] = self._ids_of(number)[positions[here] % size]
+        return ids
+
+    def _ids_of(self, number: int) -> np.ndarray:
+        """The samples of a stretch, the last of which may be shorter."""
+        if self._made[0] != number:
+            first = number * self._stretch
+            steps = min(self._stretch, self.steps - first)
+            positions = np.arange(first * self.global_batch, (first + steps) * self.global_batch, dtype=np.int64)
+            ids = self.order._ids_at(positions)
+            by_length = ids[np.argsort(-self.lengths[ids], kind="stable")].reshape(steps, self.global_batch)
+            shuffled = permute(np.arange(steps, dtype=np.int64), steps, self.seed, number)
+            self._made = number, by_length[shuffled].reshape(-1)
+        return self._made[1]
+
+
 class Digesting:
     """A collator that adds the digest of its batch: a sum, so that it does not matter how a step is shared out.
 
@@ -170,22 +212,3 @@ class Digesting:
 def chained(chain: str, step_digest: int) -> str:
     """The chain of digests, one step longer; 64 hexadecimal digits."""
     return hashlib.sha256(f"{chain}{step_digest & _MASK:016x}".encode()).hexdigest()
-
-
-class PermutedSampler(Sampler[int]):
-    """Yields an epoch of samples in the order of `permute`; accelerate tells it the epoch."""
-
-    def __init__(self, n: int, seed: int):
-        self.n, self.seed, self.epoch = n, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        block = 4096
-        for start in range(0, self.n, block):
-            positions = np.arange(start, min(start + block, self.n), dtype=np.int64)
-            yield from permute(positions, self.n, self.seed, self.epoch).tolist()

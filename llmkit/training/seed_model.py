@@ -17,22 +17,31 @@ from llmkit.pipeline.ranks import pause
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
 
-_NAME = "seed-model"
+_MODEL = "seed-model"
 
 
 def seed_model(workspace: Workspace, make: Callable[[], Any]) -> Path:
     """Where the model lies that training starts from.
 
-    The main process writes it, and the others wait for the file: there is no process group yet.
-
     Args:
         make: gives the model; called by the main process, unless an earlier attempt has written it.
     """
-    place = workspace.directory / _NAME
+    return made_once(workspace, _MODEL, lambda place: make().save_pretrained(place))
+
+
+def made_once(workspace: Workspace, name: str, write: Callable[[Path], Any]) -> Path:
+    """Where something lies that the main process makes and all load.
+
+    The main process writes it, and the others wait for the directory: there is no process group yet.
+
+    Args:
+        write: writes it into a directory; called by the main process, unless an earlier attempt has.
+    """
+    place = workspace.directory / name
     if workspace.is_main and not place.exists():
-        aside = workspace.directory / f".{_NAME}"
+        aside = workspace.directory / f".{name}"
         shutil.rmtree(aside, ignore_errors=True)
-        make().save_pretrained(aside)
+        write(aside)
         os.replace(aside, place)
     while not place.exists():  # if the main process fails, the launcher ends this one
         pause(0.05)

@@ -33,7 +33,7 @@ from llmkit.training.instability import Step, UpdateGuard
 from llmkit.training.learning_rates import multiply_learning_rates
 from llmkit.training.ledger import Ledger
 from llmkit.training.optimizers import MUON, muon, undecayed_names
-from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained
+from llmkit.training.order import DIGEST, Digesting, OrderedSamples, chained
 from llmkit.training.progress import TIMES, Progress
 from llmkit.training.schedules import OURS, Schedule
 from llmkit.training.stopping import GracefulStop
@@ -504,11 +504,7 @@ class LLMKitTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
-        if isinstance(dataset, OrderedSamples):
-            return SequentialSampler(dataset)
-        if self.args.train_sampling_strategy != "random":
-            return super()._get_train_sampler(dataset)
-        return PermutedSampler(len(dataset), self.args.seed)  # type: ignore[arg-type]
+        return SequentialSampler(dataset) if isinstance(dataset, OrderedSamples) else super()._get_train_sampler(dataset)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The loss; in evaluation of a language model scaled so that the mean over samples is the mean over tokens."""

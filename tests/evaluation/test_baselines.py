@@ -8,11 +8,11 @@ from llmkit.tasks.text_classification import Example
 
 
 def examples(pairs: list[tuple[str, str]]) -> list[Example]:
-    return [Example(str(number), text, label, "") for number, (text, label) in enumerate(pairs)]
+    return [Example(id=str(number), text=text, label=label, place="") for number, (text, label) in enumerate(pairs)]
 
 
-def accuracy(predictions: list[str], test: list[Example]) -> float:
-    return float(np.mean([guess == item.label for guess, item in zip(predictions, test, strict=True)]))
+def accuracy(predictions: list[dict[str, str]], test: list[Example]) -> float:
+    return float(np.mean([guess["prediction"] == item.label for guess, item in zip(predictions, test, strict=True)]))
 
 
 GOOD = ("味道真好", "非常喜欢", "很满意", "值得再来")
@@ -32,9 +32,9 @@ def test_the_majority_class_is_the_most_frequent_of_training_and_the_first_by_na
     train = examples([("a", "x"), ("b", "y"), ("c", "y")])
     test = examples([("d", "x"), ("e", "x")])
     found = majority(train, test)
-    assert found.predictions == ["y", "y"]
+    assert found.predictions == [{"prediction": "y"}] * 2
     assert "'y'" in found.detail
-    assert majority(train[:2], test).predictions == ["x", "x"]
+    assert majority(train[:2], test).predictions == [{"prediction": "x"}] * 2
 
 
 def test_tfidf_beats_the_majority_on_unsegmented_chinese() -> None:

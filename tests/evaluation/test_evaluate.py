@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from llmkit.errors import DataError, LLMKitError
-from llmkit.evaluation.classifier import name_classes
+from llmkit.evaluation.text_classification import name_classes
 from llmkit.pipeline.artefact import Artefact
 from llmkit.tasks.tables import Split
 from llmkit.tasks.text_classification import Example
@@ -200,7 +200,7 @@ def test_test_texts_that_were_met_in_training_are_counted_and_left_out_beside(
     run: Any, trained: Artefact, toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    from llmkit.evaluation.classifier import _training_examples
+    from llmkit.evaluation.task_model import _training_examples
 
     used, _ = _training_examples(trained)
     assert used is not None and len(used.train) == 30 < len(train)
@@ -216,8 +216,8 @@ def test_test_texts_that_were_met_in_training_are_counted_and_left_out_beside(
     assert overlap["validation"] == {"examples": 2, "share": pytest.approx(2 / 27)}
     assert overlap["either"]["examples"] == 5
     rest = rows[5:]
-    assert overlap["accuracy_without"]["n"] == len(rest) == 22
-    assert overlap["accuracy_without"]["value"] == pytest.approx(np.mean([row["label"] == row["prediction"] for row in rest]))
+    assert overlap["without"]["n"] == len(rest) == 22
+    assert overlap["without"]["value"] == pytest.approx(np.mean([row["label"] == row["prediction"] for row in rest]))
     assert metrics["texts_with_several_labels"] == 1
     assert "warning: 3 test texts are also in training, 2 in validation; accuracy on the others 0." in capsys.readouterr().out
 
@@ -256,7 +256,7 @@ def test_settings_of_the_data_that_cannot_work_are_refused(
 
 
 def nameless(*labels: str, classes: int = 2, known: dict[str, list[str]] | None = None) -> list[str]:
-    test = [Example(str(index), "text", label, "f:1") for index, label in enumerate(labels)]
+    test = [Example(id=str(index), text="text", label=label, place="f:1") for index, label in enumerate(labels)]
     return name_classes([f"LABEL_{index}" for index in range(classes)], test, Split([], None, known or {}))
 
 

@@ -11,7 +11,9 @@ from sklearn.metrics import accuracy_score
 from sklearn.metrics import confusion_matrix as reference_confusion
 from sklearn.metrics import precision_recall_fscore_support as reference_scores
 
-from llmkit.evaluation.classification import Metric, compare_accuracy, confusion_matrix, measure, wilson
+from llmkit.evaluation.classification import confusion_matrix, measure
+from llmkit.evaluation.comparison import compare_accuracy
+from llmkit.evaluation.intervals import Metric, wilson
 
 
 @st.composite

@@ -419,7 +419,7 @@ def test_limits_claim_only_what_the_data_supports(chain: Chain, write: Callable[
 def overlapping(train: int, validation: int, value: float | None) -> dict[str, Any]:
     rest = {"name": "accuracy", "value": value, "low": 0.4, "high": 0.7, "n": 30 - train - validation, "method": "wilson"}
     parts = {"train": train, "validation": validation, "either": train + validation}
-    return {**{name: {"examples": count, "share": count / 30} for name, count in parts.items()}, "accuracy_without": rest}
+    return {**{name: {"examples": count, "share": count / 30} for name, count in parts.items()}, "without": rest}
 
 
 def test_test_texts_that_were_met_in_training_are_in_the_verdict(chain: Chain, write: Callable[..., Written]) -> None:

@@ -11,12 +11,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM, pipeline
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, pipeline
 
 from llmkit.errors import ConfigError, DataError, LLMKitError
-from llmkit.evaluation.classifier import predict
 from llmkit.pipeline.artefact import Artefact
-from llmkit.tasks import text_classification as task
+from llmkit.tasks.loading import load_task_model
+from llmkit.tasks.settings import Columns
+from llmkit.tasks.text_classification import Example
 from llmkit.training.ledger import read_ledger
 
 
@@ -94,14 +95,12 @@ def test_plain_transformers_gives_the_label_that_our_prediction_gives(
         assert made.manifest.metrics["validation"]["accuracy"] >= 0.9
     rows = [*toy(30, start=500), {"text": "x", "label": "bad"}, {"text": "The soup was lovely.", "label": "good"}]
     theirs = pipeline("text-classification", model=str(made.directory))([row["text"] for row in rows], batch_size=8)
-    model = AutoModelForSequenceClassification.from_pretrained(made.directory, dtype="float32").eval()
-    tokenizer = task.load_tokenizer(str(made.directory))
-    data = [task.Example(str(number), row["text"], row["label"], "") for number, row in enumerate(rows)]
-    features = task.Features(data, tokenizer, ["bad", "good"], task.context_length(model, tokenizer, None))
+    task, model, tokenizer = load_task_model(str(made.directory))
+    data = [Example(id=str(number), place="", **row) for number, row in enumerate(rows)]
     for batch_size in (1, 7):
-        chances = predict(model, tokenizer, features, batch_size)
-        assert [["bad", "good"][index] for index in chances.argmax(axis=1)] == [item["label"] for item in theirs]
-        assert chances.max(axis=1).tolist() == pytest.approx([item["score"] for item in theirs], abs=1e-4)
+        ours = list(task.predict(model, tokenizer, data, batch_size))
+        assert [row["prediction"] for row in ours] == [item["label"] for item in theirs]
+        assert [row["score"] for row in ours] == pytest.approx([item["score"] for item in theirs], abs=1e-4)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -194,7 +193,7 @@ def test_settings_that_cannot_work_are_refused(
 
 def test_a_base_model_that_is_none_is_refused(run: Any, tokenizer: Artefact, tmp_path: Path) -> None:
     file = write(tmp_path / "train.jsonl", GOOD)
-    with pytest.raises(LLMKitError, match="gives no text classifier"):
+    with pytest.raises(LLMKitError, match="gives no model for text-classification"):
         run("finetune", tmp_path / "m", model_name_or_path=tokenizer.directory, train_file=file)
 
 
@@ -278,10 +277,9 @@ def test_the_validation_metrics_are_those_of_the_weights_that_are_kept(
 ) -> None:
     from llmkit.tasks.tables import read_table
 
-    _, held = task.hold_out(task.examples(read_table(toy_files[0]), None, None), 0.1, 0)
-    model = AutoModelForSequenceClassification.from_pretrained(classifier.directory, dtype="float32").eval()
-    tokenizer = task.load_tokenizer(str(classifier.directory))
-    chances = predict(model, tokenizer, task.Features(held, tokenizer, ["bad", "good"], 32), 4)
+    task, model, tokenizer = load_task_model(str(classifier.directory))
+    _, held = task.hold_out(task.read(read_table(toy_files[0]), Columns()), 0.1, 0)
+    chances = task.probabilities(model, tokenizer, held, 4)
     true = [["bad", "good"].index(item.label) for item in held]
     validation = classifier.manifest.metrics["validation"]
     assert validation["examples"] == len(held)

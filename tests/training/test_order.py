@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from itertools import islice, permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import default_data_collator
 
-from llmkit.training.order import DIGEST, Digesting, OrderedSamples, PermutedSampler, chained, permute, sample_ids
+from llmkit.tasks.features import padding_waste
+from llmkit.training.order import DIGEST, Digesting, LengthGrouped, OrderedSamples, chained, permute, sample_ids
 
 seeds = st.integers(-5, 2**63)
 
@@ -63,7 +64,7 @@ def test_a_million_million_samples_need_no_memory() -> None:
     n = 10**12
     tracemalloc.start()
     found = permute(np.array([0, 1, n // 2, n - 1]), n, 0, 0)
-    first = list(islice(iter(PermutedSampler(n, 0)), 5000))
+    first = sample_ids(0, 5000, n, 0).tolist()
     steps = sample_ids(10**9, 512, n, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -99,13 +100,32 @@ def test_a_step_holds_the_same_samples_whatever_the_split(n: int, step: int, spl
     assert single.tolist() == dealt.reshape(-1).tolist()
 
 
-@given(st.integers(1, 9000), st.integers(0, 100), st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
-def test_the_sampler_of_the_trainer_walks_the_same_order(n: int, seed: int, epoch: int) -> None:
-    sampler = PermutedSampler(n, seed)
-    sampler.set_epoch(epoch)
-    assert len(sampler) == n
-    assert list(sampler) == whole(n, seed, epoch)
+@given(st.integers(1, 300), st.integers(1, 16), st.integers(1, 120), st.integers(0, 50))
+@settings(max_examples=60, deadline=None)
+def test_grouping_by_length_moves_samples_only_within_stretches_of_steps(n: int, batch: int, steps: int, seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(1, 40, size=n)
+    plain = OrderedSamples(Endless(), n, steps, batch, seed)
+    grouped = LengthGrouped(plain, lengths)
+    stretch = max(1, min(64, n // batch // 4))
+    for start in range(0, steps, stretch):
+        part = range(start, min(start + stretch, steps))
+        theirs, ours = ([order.of_step(step) for step in part] for order in (plain, grouped))
+        assert sorted(np.concatenate(ours).tolist()) == sorted(np.concatenate(theirs).tolist())
+        bounds = sorted((int(lengths[ids].min()), int(lengths[ids].max())) for ids in ours)
+        assert all(lower[1] <= upper[0] for lower, upper in pairwise(bounds)), "steps do not overlap in length"
+
+
+def test_grouping_by_length_saves_padding_and_begins_anywhere() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, size=4000)
+    plain = OrderedSamples(Endless(), 4000, 500, 16, 3)
+    grouped = LengthGrouped(plain, lengths)
+    waste = [padding_waste(lengths, [order.of_step(step) for step in range(500)]) for order in (plain, grouped)]
+    assert waste[0] > 0.3 and waste[1] < 0.05
+    again = LengthGrouped(OrderedSamples(Endless(), 4000, 500, 16, 3), lengths)
+    assert [again.of_step(step).tolist() for step in (499, 130, 129)] == [
+        grouped.of_step(step).tolist() for step in (499, 130, 129)
+    ]
+    assert len({tuple(grouped.of_step(step).tolist()) for step in range(500)}) == 500
 
 
 def test_the_order_is_the_one_that_runs_were_made_with() -> None:

@@ -1,0 +1,91 @@
+"""A metric with its interval, and the intervals that every task uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+LEVEL = 0.95
+
+RESAMPLES = 2000
+
+
+@dataclass
+class Metric:
+    """A number with its interval, the number of examples behind it, and how the interval was made."""
+
+    name: str
+    value: float | None
+    """None where it is undefined: recall and F1 of a class without examples."""
+    low: float | None
+    high: float | None
+    n: int
+    method: str
+    average: str | None = None
+    label: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def quantile(level: float) -> float:
+    """How many standard deviations from the mean of a normal distribution its middle part of that share ends."""
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a share; [0, 1] where nothing was counted."""
+    if n == 0:
+        return 0.0, 1.0
+    z, share = quantile(level), hits / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (0.0 if hits == 0 else centre - half), (1.0 if hits == n else centre + half)
+
+
+def bootstrap(
+    sums: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    seed: int,
+    groups: np.ndarray | None = None,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """The percentile interval of a statistic of sums over examples (Efron 1979), by resampling whole groups of them.
+
+    Each resample draws as many groups as there are, with replacement; what it costs depends on the number of groups and
+    sums, and not on what an example was.
+
+    Args:
+        sums: what is added up, float64 of shape [examples, quantities]: for a mean, the values and ones.
+        statistic: from totals of shape [resamples, quantities] to values of shape [resamples].
+        groups: the number of the group that each example belongs to, int64 of shape [examples]: questions about one text, say,
+            are not independent. None: each is a group by itself.
+    """
+    if groups is not None:
+        grouped = np.zeros((int(groups.max()) + 1, sums.shape[1]))
+        np.add.at(grouped, groups, sums)
+        sums = grouped[np.bincount(groups) > 0]
+    generator = np.random.default_rng(seed)
+    n = len(sums)
+    values = np.empty(resamples)
+    at_once = max(1, 4_000_000 // n)
+    for start in range(0, resamples, at_once):
+        count = min(at_once, resamples - start)
+        draws = generator.multinomial(n, np.full(n, 1 / n), size=count)
+        values[start : start + count] = statistic(draws @ sums)
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_metric(name: str, values: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Metric:
+    """The mean of a value per example, float64 of shape [examples], with its bootstrap interval."""
+    sums = np.stack([values, np.ones(len(values))], axis=1)
+    low, high = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], seed, groups)
+    method = "bootstrap" if groups is None else "cluster bootstrap"
+    return Metric(name, float(values.mean()), low, high, len(values), method)

@@ -1,0 +1,176 @@
+"""The evaluation of a task model, whatever its task. `evaluate.py` holds the settings and stays light to import."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow
+import pyarrow.parquet
+from transformers.utils.logging import disable_progress_bar
+
+from llmkit.config import Source, resolve
+from llmkit.errors import LLMKitError
+from llmkit.evaluation.intervals import LEVEL, Metric
+from llmkit.evaluation.measured import Measured, Predictions, evaluation_of
+from llmkit.pipeline.artefact import Artefact, enclosing
+from llmkit.tasks.base import Task, conflicting, digest, seen
+from llmkit.tasks.loading import load_task_model
+from llmkit.tasks.settings import Columns
+from llmkit.tasks.tables import Split, read_dataset, read_table, source_name
+from llmkit.training.finetune import FinetuneConfig
+from llmkit.training.finetuning import Examples, load_examples
+
+if TYPE_CHECKING:
+    from llmkit.evaluation.evaluate import EvaluateConfig
+    from llmkit.pipeline.stage import Workspace
+
+
+def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
+    """Measure a task model; see `evaluate.evaluate`."""
+    disable_progress_bar()
+    finetuned = finetuned_artefact(config.model_name_or_path)
+    task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
+    evaluation = evaluation_of(task)
+    data = _test_split(config)
+    test = task.read(data.rows, columns_of(config, finetuned))
+    evaluation.adapt(task, test, data)
+    predictions = list(task.predict(model, tokenizer, test, config.per_device_eval_batch_size))
+    measured = evaluation.measure(task, test, predictions, config.seed)
+    result: dict[str, Any] = {
+        "task": task.name,
+        "dataset": source_name(config.test_file or config.dataset_name or ""),
+        "dataset_revision": data.revision,
+        "split": config.dataset_split if config.dataset_name else "test",
+        "n": len(test),
+        "interval": LEVEL,
+        "seed": config.seed,
+        "metrics": [metric.as_dict() for metric in measured.metrics],
+        "headline": [metric_key(metric) for metric in measured.headline],
+        **measured.record,
+        "texts_with_several_labels": conflicting(test),
+        "overlap": None,
+        "baselines": [],
+        "comparison": [],
+    }
+    trained_on, reason = _training_examples(finetuned)
+    if trained_on is None:
+        result["overlap_unknown"] = reason
+    else:
+        result["overlap"] = _overlap(test, trained_on, measured, config.seed)
+    if not config.baselines:
+        result["baselines_left_out"] = "the setting `baselines` is off"
+    else:
+        _add_baselines(result, task, trained_on.train if trained_on else [], test, measured, config.seed)
+        if not result["baselines"]:
+            result["baselines_left_out"] = reason
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    (workspace.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    _write_predictions(workspace.directory / "predictions.parquet", test, predictions, measured)
+    for line in _summary(measured, result):
+        workspace.say(line)
+    overall = {metric_key(metric): _with_interval(metric) for metric in measured.metrics if metric.label is None}
+    return {"task": task.name, "n": len(test), **overall}
+
+
+def finetuned_artefact(name: str) -> Artefact | None:
+    """The `finetune` result that a model is, or lies in."""
+    artefact = enclosing(Path(name)) if Path(name).exists() else None
+    return artefact if artefact is not None and artefact.manifest.stage == "finetune" else None
+
+
+def _finetune_config(finetuned: Artefact) -> FinetuneConfig:
+    return resolve(FinetuneConfig, [Source(finetuned.manifest.config, {})]).config
+
+
+def columns_of(config: Columns, finetuned: Artefact | None) -> Columns:
+    """The columns that are named, and those of the fine-tuning where they are not."""
+    trained: Columns = _finetune_config(finetuned) if finetuned else Columns()
+    names = Columns.__dataclass_fields__
+    return Columns(**{name: getattr(config, name) or getattr(trained, name) for name in names})
+
+
+def _test_split(config: EvaluateConfig) -> Split:
+    if config.test_file:
+        return Split(read_table(config.test_file))
+    return read_dataset(config.dataset_name or "", config.dataset_config_name, config.dataset_split, config.dataset_revision)
+
+
+def _training_examples(finetuned: Artefact | None) -> tuple[Examples | None, str]:
+    """The very examples that the model was trained and validated on, or why they cannot be had."""
+    if finetuned is None:
+        return None, "the model is not a result of `llmkit finetune`, so its training examples are not known"
+    mend = "; put it back and evaluate again with --force"
+    try:
+        settings = _finetune_config(finetuned)
+        from llmkit.tasks.registry import task_class
+
+        found = load_examples(settings, task_class(settings.task).of_config(settings))
+    except LLMKitError as failure:
+        return None, f"the training data cannot be read again ({failure}){mend}"
+    recorded = finetuned.manifest.metrics
+    for name, examples in (("train", found.train), ("validation", found.validation)):
+        if recorded.get(name, {}).get("sha256") != digest(examples):
+            return None, f"the {name} examples are not those whose sha256 the model's manifest records{mend}"
+    return found, ""
+
+
+def _overlap(test: list[Any], trained_on: Examples, measured: Measured, seed: int) -> dict[str, Any]:
+    """Test examples whose input the model has met before, and the result on the others."""
+    in_train, in_validation = seen(test, trained_on.train), seen(test, trained_on.validation)
+    new = ~(in_train | in_validation)
+    return {
+        "train": {"examples": int(in_train.sum()), "share": float(in_train.mean())},
+        "validation": {"examples": int(in_validation.sum()), "share": float(in_validation.mean())},
+        "either": {"examples": len(test) - int(new.sum()), "share": float(1 - new.mean())},
+        "without": measured.mean(new, seed).as_dict(),
+    }
+
+
+def _add_baselines(
+    result: dict[str, Any], task: Task[Any], train: list[Any], test: list[Any], measured: Measured, seed: int
+) -> None:
+    evaluation = evaluation_of(task)
+    for baseline in evaluation.baselines(task, train, test, seed):
+        theirs = evaluation.measure(task, test, baseline.predictions, seed)
+        entry = {"name": baseline.name, "detail": baseline.detail, "metrics": [metric.as_dict() for metric in theirs.metrics]}
+        result["baselines"].append(entry)
+        result["comparison"].append(asdict(measured.against(theirs, baseline.name, seed)))
+
+
+def _write_predictions(path: Path, test: list[Any], predictions: Predictions, measured: Measured) -> None:
+    columns: dict[str, Any] = {
+        "id": [example.id for example in test],
+        "text": [example.input() for example in test],
+        "label": [target if isinstance(target := example.target(), str) else json.dumps(target) for example in test],
+    }
+    columns |= {name: [row.get(name) for row in predictions] for name in predictions[0]}
+    pyarrow.parquet.write_table(pyarrow.table(columns | dict(measured.columns)), path, compression="zstd")
+
+
+def metric_key(metric: Metric) -> str:
+    """The name of a metric in manifests and tables."""
+    return metric.name if metric.average is None else f"{metric.name}_{metric.average}"
+
+
+def _with_interval(metric: Metric) -> dict[str, float | None]:
+    return {"value": metric.value, "low": metric.low, "high": metric.high}
+
+
+def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
+    """The result in a few lines for a terminal."""
+    lines = [f"{result['dataset']} ({result['split']}), n = {result['n']}, 95% intervals:"]
+    for metric in measured.headline:
+        lines.append(f"  {metric_key(metric):10} {metric.value:.3f}  ({metric.low:.3f} to {metric.high:.3f})")
+    lines += [f"  {item['sentence']}" for item in result["comparison"]]
+    overlap = result["overlap"]
+    if overlap is not None and overlap["either"]["examples"]:
+        without = overlap["without"]
+        rest = f"{without['name']} on the others {without['value']:.3f}" if without["n"] else "there are no others"
+        counts = f"{overlap['train']['examples']} test texts are also in training, {overlap['validation']['examples']}"
+        lines.append(f"  warning: {counts} in validation; {rest}")
+    if "baselines_left_out" in result:
+        lines.append(f"  no baselines: {result['baselines_left_out']}")
+    return lines

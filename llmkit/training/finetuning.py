@@ -1,0 +1,389 @@
+"""Fine-tuning proper, of any task. `finetune.py` holds its settings and stays light to import."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from transformers import AutoConfig, EarlyStoppingCallback, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
+
+from llmkit.errors import ConfigError, DataError
+from llmkit.models.causal import parameter_counts
+from llmkit.models.custom import custom_config, new_model
+from llmkit.pipeline.artefact import enclosing
+from llmkit.pipeline.ranks import dimension, rank
+from llmkit.tasks.base import Example, Task, conflicting, context_length, digest, seen
+from llmkit.tasks.features import Features, cached, padding_waste
+from llmkit.tasks.registry import task_class
+from llmkit.tasks.tables import read_dataset, read_table, source_name, validation_split
+from llmkit.training.card import settings_table, write_card
+from llmkit.training.hardware import on_cpu, set_up
+from llmkit.training.instability import UpdateGuard
+from llmkit.training.order import LengthGrouped, OrderedSamples
+from llmkit.training.pipeline_parallel import pipeline_degree
+from llmkit.training.schedules import RunLength, schedule_of
+from llmkit.training.seed_model import made_once, seed_model
+from llmkit.training.shards import distributed_config
+from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
+
+if TYPE_CHECKING:
+    from llmkit.pipeline.stage import Workspace
+    from llmkit.training.finetune import FinetuneConfig
+
+_NEVER = 2**62
+_FEATURES = ".features"
+_TOKENIZER = "seed-tokenizer"
+_VOCABULARY = 8192
+_CONTEXT = 512
+
+
+@dataclass
+class Examples:
+    """What a model learns from and is validated on."""
+
+    train: list[Any]
+    validation: list[Any]
+    validation_from: str
+    """Where the validation examples come from, in words."""
+    revision: str | None = None
+    """The commit of a data set of the hub."""
+
+
+def load_examples(config: FinetuneConfig, task: Task[Any]) -> Examples:
+    """Training and validation examples.
+
+    Raises:
+        DataError: see `tables.read_table` and `Task.read`; or there is too little to hold out.
+    """
+    held_out, source, revision = None, "", None
+    if config.train_file:
+        rows = read_table(config.train_file)
+        if config.validation_file:
+            held_out, source = read_table(config.validation_file), Path(config.validation_file).name
+    else:
+        data = (config.dataset_name or "", config.dataset_config_name)
+        training = read_dataset(*data, "train", config.dataset_revision)
+        rows, revision = training.rows, training.revision
+        split = validation_split(*data, config.dataset_revision)
+        if split is not None:
+            held_out = read_dataset(*data, split, config.dataset_revision).rows
+            source = f"split {split} of {source_name(data[0])}"
+    train = task.read(rows, config)
+    if held_out is None:
+        source = f"held out, {config.validation_fraction:.0%} of the training examples"
+        train, validation = task.hold_out(train, config.validation_fraction, config.seed)
+        if not validation:
+            raise DataError(
+                f"{len(train)} training examples, no two different texts of one label, leave none to hold out for "
+                f"validation; add examples, or give --validation_file"
+            )
+    else:
+        validation = task.read(held_out, config)
+    if config.max_train_samples is not None and config.max_train_samples < len(train):
+        chosen = np.random.default_rng(config.seed).permutation(len(train))[: config.max_train_samples]
+        train = [train[index] for index in sorted(chosen)]
+    return Examples(train, validation, source, revision)
+
+
+def train_task(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
+    """Fine-tune a model for a task; see `finetune.finetune`."""
+    prepared = prepare(config, workspace)
+    trainer = new_trainer(config, workspace, prepared)
+    trainer.run(config.resume)
+    return finish(config, workspace, prepared, trainer)
+
+
+@dataclass
+class Prepared:
+    """All that a training needs that does not change while it goes on."""
+
+    task: Task[Any]
+    data: Examples
+    tokenizer: Any
+    start: str
+    """The model that training starts from."""
+    new_weights: list[str]
+    """Those of its weights that no base model has given, where that is known already."""
+    max_length: int
+    train: Features
+    validation: Features
+
+
+def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
+    """Read and check the data, make the features, and the model that training starts from."""
+    if dimension("context") > 1:
+        raise ConfigError(
+            ["accelerate_config: context parallel divides texts, and a task takes them whole; take another layout"]
+        )
+    set_up(config)
+    if pipeline_degree() > 1:
+        raise ConfigError(["accelerate_config: only pretraining has a pipeline; take another layout, such as fsdp2"])
+    disable_progress_bar()
+    task = task_class(config.task).of_config(config)
+    data = load_examples(config, task)
+    found = list(task.learn(data.train))
+    task.check(data.validation, "validation")
+    _check_metric(config, task)
+    tokenizer = task.load_tokenizer(config.model_name_or_path or _tokenizer_of(config, workspace, data.train))
+    start, new = _start(config, workspace, task, tokenizer)
+    max_length = context_length(_config_of(start, task), tokenizer, config.max_length)
+    tokenizer.model_max_length = max_length
+    train, validation = (
+        features_of(task, examples, tokenizer, max_length, workspace) for examples in (data.train, data.validation)
+    )
+    workspace.say(
+        f"{len(data.train):,} training examples and {len(data.validation):,} for validation ({data.validation_from})"
+    )
+    for sentence in found:
+        workspace.say(sentence)
+    workspace.say(f"{train.facts.get('truncated', 0)} training texts cut at {max_length} tokens")
+    _warn_of_copies(data, workspace)
+    return Prepared(task, data, tokenizer, start, new, max_length, train, validation)
+
+
+def _config_of(start: str, task: Task[Any]) -> Any:
+    try:
+        return AutoConfig.from_pretrained(start)
+    except (OSError, ValueError) as failure:
+        raise ConfigError([f"model_name_or_path: {start!r} gives no model for {task.name}: {failure}"]) from failure
+
+
+def _check_metric(config: FinetuneConfig, task: Task[Any]) -> None:
+    wanted = config.metric_for_best_model
+    if wanted is not None and wanted not in (*task.metrics, "loss"):
+        raise ConfigError([f"metric_for_best_model: {wanted!r} is not one of {', '.join(task.metrics)}, loss"])
+
+
+def _warn_of_copies(data: Examples, workspace: Workspace) -> None:
+    copies = seen(data.validation, data.train)
+    if copies.any():
+        places = [example.place for example, is_copy in zip(data.validation, copies, strict=True) if is_copy]
+        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        workspace.say(
+            f"warning: {len(places):,} validation examples ({copies.mean():.1%}) have a text that is also in training: "
+            f"{', '.join(places[:3])}{more}"
+        )
+    if several := conflicting(data.train):
+        workspace.say(f"warning: {several:,} texts stand in training with more than one label")
+
+
+def features_of(task: Task[Any], data: list[Any], tokenizer: Any, max_length: int, workspace: Workspace) -> Features:
+    """The features of examples, made once for equal examples, tokenizer and settings, by whichever stage comes first."""
+    key = {
+        "examples": digest(data),
+        "task": {"name": task.name, **task.stored()},
+        "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer),
+        "max_length": max_length,
+    }
+    return cached(workspace.directory.parent / _FEATURES, key, lambda: task.features(data, tokenizer, max_length))
+
+
+def _tokenizer_of(config: FinetuneConfig, workspace: Workspace, train: list[Example]) -> str:
+    """The tokenizer of a new model: the one that is named, or one that is trained on the training examples."""
+    if config.tokenizer:
+        return config.tokenizer
+
+    def write(place: Path) -> None:
+        from llmkit.tokens.algorithms import build_and_train
+        from llmkit.tokens.train_tokenizer import TokenizerConfig
+
+        settings = TokenizerConfig(corpus="of training examples", vocab_size=config.vocab_size or _VOCABULARY)
+        texts = (text for example in train for text in (example.input(), example.target()) if isinstance(text, str))
+        build_and_train(settings, texts).save_pretrained(str(place))
+
+    return str(made_once(workspace, _TOKENIZER, write))
+
+
+def _start(config: FinetuneConfig, workspace: Workspace, task: Task[Any], tokenizer: Any) -> tuple[str, list[str]]:
+    """The model that training starts from, and which of its weights are new; on several ranks a seed model with a head.
+
+    Before the arguments of training: under ZeRO-3 they change how transformers creates models.
+    """
+    if config.model_name_or_path and rank()[1] == 1:
+        return config.model_name_or_path, []
+    new: list[str] = []
+
+    def with_head() -> Any:
+        if config.model_name_or_path:
+            how = (tokenizer, config.seed, config.attn_implementation)
+            model, missing = task.load_model(config.model_name_or_path, *how)
+            new.extend(missing)
+            return model
+        model_config = custom_config(
+            config.model_type or "",
+            config.config_overrides,
+            tokenizer,
+            config.max_length or _CONTEXT,
+            task.auto_class,
+            {**task.head(), **task.new_config(tokenizer)},
+        )
+        return new_model(model_config, config.seed, task.auto_class)
+
+    return str(seed_model(workspace, with_head)), new
+
+
+class _AfterEachEpoch(TrainerCallback):
+    """Evaluates and saves where an epoch ends, wherever in a run that is, and at the end of the run."""
+
+    def __init__(self, steps_per_epoch: float):
+        self.steps_per_epoch = steps_per_epoch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step
+        ends_epoch = math.floor(step / self.steps_per_epoch) > math.floor((step - 1) / self.steps_per_epoch)
+        if ends_epoch or step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+
+def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared) -> LLMKitTrainer:
+    """All that a run needs, before its first step."""
+    task, tokenizer = prepared.task, prepared.tokenizer
+    best = config.metric_for_best_model or next(iter(task.metrics))
+    every = config.eval_steps or _NEVER
+    arguments = training_arguments(
+        config,
+        workspace.directory,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        load_best_model_at_end=True,
+        metric_for_best_model=best,
+        greater_is_better=task.metrics.get(best, False),
+    )
+    per_step = samples_per_step(arguments)
+    if config.max_steps < 0:
+        arguments.max_steps = math.ceil(config.num_train_epochs * len(prepared.train) / per_step)
+    how = (tokenizer, config.seed, config.attn_implementation)
+    model, missing = task.load_model(prepared.start, *how, **distributed_config())
+    task.note(model)
+    new = prepared.new_weights + missing
+    if new:
+        more = f" and {len(new) - 4} more" if len(new) > 4 else ""
+        workspace.say(f"all weights are those of the base model, except for new ones: {', '.join(new[:4])}{more}")
+    multiple = 1 if on_cpu(config) else 8
+    ordered = OrderedSamples(cast(Any, prepared.train), len(prepared.train), arguments.max_steps, per_step, config.seed)
+    if config.train_sampling_strategy == "group_by_length":
+        ordered = LengthGrouped(ordered, prepared.train.lengths())
+    waste = _padding_waste(prepared.train, ordered, arguments.per_device_train_batch_size, multiple)
+    workspace.say(f"{arguments.max_steps:,} steps of {per_step:,} examples; {waste:.1%} of what is computed is padding")
+    steps_per_epoch = len(prepared.train) / per_step
+    trainer = LLMKitTrainer(
+        workspace=workspace,
+        data=prepared.train.fingerprint(),
+        keep=config.save_total_limit,
+        guard=UpdateGuard.of(config),
+        schedule=lambda steps: schedule_of(config, RunLength(steps, steps_per_epoch)),
+        items="examples",
+        model=model,
+        args=arguments,
+        train_dataset=ordered,
+        eval_dataset=prepared.validation,
+        processing_class=tokenizer,
+        data_collator=task.collator(tokenizer, multiple),
+        compute_metrics=task.compute_metrics(prepared.data.validation, prepared.validation),
+        compute_loss_func=task.loss,
+    )
+    if config.eval_steps is None:
+        trainer.add_callback(_AfterEachEpoch(steps_per_epoch))
+    if config.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+    return trainer
+
+
+def _padding_waste(features: Features, ordered: OrderedSamples, at_once: int, multiple: int) -> float:
+    """Of the first steps of a run."""
+    lengths = features.lengths()
+    ids = [ordered.of_step(step) for step in range(min(ordered.steps, 256))]
+    return padding_waste(
+        lengths, [part for step in ids for part in np.split(step, range(at_once, len(step), at_once))], multiple
+    )
+
+
+def finish(config: FinetuneConfig, workspace: Workspace, prepared: Prepared, trainer: LLMKitTrainer) -> dict[str, Any]:
+    """Measure, save and describe the trained model."""
+    task, data = prepared.task, prepared.data
+    measured = trainer.final_evaluation()
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    tuned: dict[str, Any] = {}
+    if task.tunes:
+        prediction = trainer.predict(prepared.validation)
+        tuned = task.tune(prediction, data.validation, prepared.validation)
+        task.note(model)
+    metrics = {
+        **describe_run(trainer),
+        "task": task.name,
+        "parameters": parameter_counts(model),
+        **task.described(),
+        "train": {
+            "examples": len(data.train),
+            "truncated": prepared.train.facts.get("truncated", 0),
+            "texts_with_several_labels": conflicting(data.train),
+            "sha256": digest(data.train),
+            **task.facts(data.train),
+        },
+        "validation": {
+            "from": data.validation_from,
+            "examples": len(data.validation),
+            "also_in_training": (copies := int(seen(data.validation, data.train).sum())),
+            "also_in_training_share": copies / len(data.validation),
+            "sha256": digest(data.validation),
+            "loss": measured["eval_loss"],
+            **{name: measured[f"eval_{name}"] for name in task.metrics},
+        },
+        "best_step": trainer.state.best_global_step,
+        "max_length": prepared.max_length,
+        "data_chain": trainer.data_chain,
+    }
+    if tuned:
+        metrics["tuned"] = tuned
+    if data.revision:
+        metrics["dataset_revision"] = data.revision
+    trainer.save_model(str(workspace.directory))
+    if workspace.is_main:
+        _describe(config, task, workspace.directory, metrics)
+    shown = ", ".join(f"{name} {measured[f'eval_{name}']:.3f}" for name in task.metrics)
+    workspace.say(f"validation: {shown}")
+    return metrics
+
+
+def _describe(config: FinetuneConfig, task: Task[Any], directory: Path, metrics: dict[str, Any]) -> None:
+    data = source_name(config.train_file or config.dataset_name or "")
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": config.task,
+        "tags": ["llmkit"],
+        "model-index": [
+            {
+                "name": task.title.lower(),
+                "results": [
+                    {
+                        "task": {"type": config.task},
+                        "dataset": {"name": data, "type": data, "split": "validation"},
+                        "metrics": [{"type": name, "value": metrics["validation"][name]} for name in task.metrics],
+                    }
+                ],
+            }
+        ],
+    }
+    origin = f"from `{_base_model(config.model_name_or_path)}`" if config.model_name_or_path else "from random weights"
+    sections = {
+        "What it is": f"{task.what_it_is()}, fine-tuned with llmkit {origin}.",
+        "How to use it": f"```python\n{task.usage}\n```",
+        "Validation": settings_table(metrics["validation"]),
+        "Training": settings_table({"data": data, "examples": metrics["train"]["examples"], "steps": metrics["steps"]}),
+        "Limits": "Measured on the validation set that chose the checkpoint, so a little too good; `llmkit evaluate` measures "
+        "on a test set.",
+    }
+    write_card(directory, front, task.title, sections)
+
+
+def _base_model(name: str) -> str:
+    if not Path(name).exists():
+        return name
+    artefact = enclosing(Path(name))
+    return f"{artefact.manifest.stage} {artefact.manifest.fingerprint[:12]}" if artefact else Path(name).name
