@@ -29,7 +29,8 @@ class EvaluateConfig(Columns, StageConfig):
     """Test examples: .csv, .tsv, .jsonl or .parquet, one a row."""
 
     dataset_name: str | None = option(None)
-    """Instead of a file: `llmkit/reviews` (embedded), or the name or directory of a data set that `datasets` can load."""
+    """Instead of a file: the name or directory of a data set that `datasets` can load, or an embedded one, such as
+    `llmkit/reviews`."""
 
     dataset_config_name: str | None = option(None)
     """Configuration of that data set."""

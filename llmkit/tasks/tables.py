@@ -1,4 +1,4 @@
-"""Labelled examples from CSV, TSV, JSON lines, Parquet, `datasets`, or the reviews that travel with llmkit.
+"""Rows of examples from CSV, TSV, JSON lines, Parquet, `datasets`, or a data set that travels with llmkit.
 
 Every row keeps its place (file and line), so that a problem can be named by it.
 """
@@ -17,8 +17,9 @@ from typing import Any
 from llmkit.errors import DataError
 from llmkit.resources import PACKAGE
 
-REVIEWS = "llmkit/reviews"
-_REVIEWS_DIRECTORY = PACKAGE / "data" / "reviews"
+EMBEDDED = ("llmkit/reviews", "llmkit/passages", "llmkit/pairs", "llmkit/instructions")
+"""The data sets that travel with llmkit, by the names that `dataset_name` takes."""
+
 _VALIDATION_SPLITS = ("validation", "valid", "dev", "val")
 _FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SHOWN = 3
@@ -44,15 +45,15 @@ class Split:
     """For columns whose labels are numbers with names, the names in the order of the numbers."""
 
 
-def reviews_file(split: str) -> Path:
-    """The file of a split of the embedded reviews.
+def embedded_file(name: str, split: str) -> Path:
+    """The file of a split of a data set that travels with llmkit.
 
     Raises:
         DataError: there is no such split.
     """
-    path = _REVIEWS_DIRECTORY / f"{split}.jsonl"
+    path = PACKAGE / "data" / name.rpartition("/")[2] / f"{split}.jsonl"
     if not path.is_file():
-        raise DataError(f"{REVIEWS} has no split {split!r}; it has train, validation and test")
+        raise DataError(f"{name} has no split {split!r}; it has train, validation and test")
     return path
 
 
@@ -142,13 +143,13 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 def read_dataset(name: str, configuration: str | None, split: str, revision: str | None = None) -> Split:
-    """A split of the embedded reviews, or of a data set by the name or directory that `datasets` knows.
+    """A split of an embedded data set, or of one by the name or directory that `datasets` knows.
 
     Raises:
         DataError: there is no such data set or split.
     """
-    if name == REVIEWS:
-        return Split(read_table(reviews_file(split)))
+    if name in EMBEDDED:
+        return Split(read_table(embedded_file(name, split)))
     import datasets
 
     data = _load(name, configuration, split, revision)
@@ -168,7 +169,7 @@ def validation_split(name: str, configuration: str | None, revision: str | None 
     Raises:
         DataError: there is no such data set.
     """
-    if name == REVIEWS:
+    if name in EMBEDDED:
         return "validation"
     splits = _load(name, configuration, None, revision)
     return next((split for split in _VALIDATION_SPLITS if split in splits), None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from llmkit.config import FieldSpec, option
 from llmkit.tasks.registry import TaskName
 from llmkit.tasks.settings import Columns
-from llmkit.tasks.tables import REVIEWS, reviews_file
+from llmkit.tasks.tables import EMBEDDED, embedded_file
 from llmkit.training.arguments import TrainingConfig
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class FinetuneConfig(Columns, TrainingConfig):
     """Validation examples; without it, and without a validation split of the data set, a share of training is held out."""
 
     dataset_name: str | None = option(None)
-    """Instead of files: `llmkit/reviews` (embedded), or the name or directory of a data set that `datasets` can load."""
+    """Instead of files: the name or directory of a data set that `datasets` can load, or an embedded one: `llmkit/reviews`,
+    `llmkit/passages`, `llmkit/pairs` or `llmkit/instructions`."""
 
     dataset_config_name: str | None = option(None)
     """Configuration of that data set."""
@@ -155,7 +156,7 @@ def source_problems(config: Any, file_setting: str) -> Iterable[str]:
     """What is wrong with the settings that say where examples come from."""
     name = config.dataset_name
     if bool(getattr(config, file_setting)) == bool(name):
-        yield f"{file_setting}, dataset_name: give one of them (`--dataset_name llmkit/reviews` is embedded)"
+        yield f"{file_setting}, dataset_name: give one of them ({', '.join(EMBEDDED)} are embedded)"
     if name and Path(name).is_file():
         yield f"dataset_name: {name!r} is a file; give it as --{file_setting}"
     for setting in ("dataset_config_name", "dataset_revision"):
@@ -166,21 +167,21 @@ def source_problems(config: Any, file_setting: str) -> Iterable[str]:
 
 
 def _is_here(dataset_name: str) -> bool:
-    return dataset_name == REVIEWS or Path(dataset_name).is_dir()
+    return dataset_name in EMBEDDED or Path(dataset_name).is_dir()
 
 
 def dataset_marks(dataset_name: str | None, splits: tuple[str, ...]) -> dict[str, str]:
     """The sha256 of the files behind a data set that lies on this machine.
 
-    Of the embedded reviews these are the splits that are read. Of a directory they are all files: only `datasets` knows
+    Of an embedded one these are the splits that are read. Of a directory they are all files: only `datasets` knows
     which of them make up a split.
     """
     from llmkit.pipeline.artefact import sha256_of
 
     if dataset_name is None or not _is_here(dataset_name):
         return {}
-    if dataset_name == REVIEWS:
-        files = [reviews_file(split) for split in splits]
+    if dataset_name in EMBEDDED:
+        files = [embedded_file(dataset_name, split) for split in splits]
     else:
         root = Path(dataset_name)
         found = sorted(path for path in root.rglob("*") if path.is_file())

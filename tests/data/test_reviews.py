@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmkit.resources import PACKAGE
-from llmkit.tasks.tables import REVIEWS, read_dataset
+from llmkit.tasks.tables import read_dataset
 
 SPLITS = {"train": 822, "validation": 198, "test": 252}
 LABELS = {"negative", "neutral", "positive"}
@@ -20,7 +20,7 @@ HAN = re.compile(r"[\u3400-\u9fff]")
 
 @pytest.fixture(scope="module")
 def reviews() -> dict[str, list[dict[str, Any]]]:
-    return {split: [row.values for row in read_dataset(REVIEWS, None, split).rows] for split in SPLITS}
+    return {split: [row.values for row in read_dataset("llmkit/reviews", None, split).rows] for split in SPLITS}
 
 
 @pytest.fixture(scope="module")

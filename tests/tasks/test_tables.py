@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.errors import DataError
-from llmkit.tasks.tables import REVIEWS, pick_column, read_dataset, read_table, validation_split
+from llmkit.tasks.tables import EMBEDDED, pick_column, read_dataset, read_table, validation_split
 
 ROWS = [{"text": "good, really", "label": "pos"}, {"text": '他说"好"', "label": "neg"}]
 
@@ -163,7 +163,7 @@ def test_the_validation_split_of_a_data_set_is_found(tmp_path: Path, files: tupl
     for name in files:
         put(tmp_path / f"{name}.csv", "text,label\na,x\n")
     assert validation_split(str(tmp_path), None) == found
-    assert validation_split(REVIEWS, None) == "validation"
+    assert validation_split("llmkit/reviews", None) == "validation"
 
 
 def test_the_revision_of_a_data_set_of_the_hub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,8 @@ def test_the_revision_of_a_data_set_of_the_hub_is_told(tmp_path: Path, monkeypat
     assert (read.revision, [row.values["text"] for row in read.rows]) == (commit, ["a"])
 
 
-def test_the_embedded_reviews_have_three_splits_and_no_other() -> None:
-    assert all(read_dataset(REVIEWS, None, split).rows for split in ("train", "validation", "test"))
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_data_sets_have_three_splits_and_no_other(name: str) -> None:
+    assert all(read_dataset(name, None, split).rows for split in ("train", "validation", "test"))
     with pytest.raises(DataError, match="has no split 'dev'; it has train, validation and test"):
-        read_dataset(REVIEWS, None, "dev")
+        read_dataset(name, None, "dev")
