@@ -32,7 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 from llmkit import __version__
 from llmkit.errors import ArtefactError, ColumnError, ConfigError, DataError
 from llmkit.pipeline import lock
-from llmkit.pipeline.artefact import MANIFEST, enclosing, environment, sha256_of, sync, write_synced
+from llmkit.pipeline.artefact import MANIFEST, enclosing, environment, sha256_of, sync
 from llmkit.pipeline.stage import is_path, partial_of, writing
 from llmkit.resources import display
 from llmkit.tasks.base import Example, Task
@@ -45,8 +45,8 @@ from llmkit.tasks.writers import ColumnTypes, as_json, in_blocks, plain, record_
 ERROR = "error"
 """The column that says why a row has no prediction."""
 
-_JOB, _PREDICTED, _LINES, _TABLE = "job.json", "predictions.jsonl", "stdin.txt", "table"
-_OURS = {_JOB, _PREDICTED, _LINES, _TABLE, lock.HOLDER}
+_JOB, _PREDICTED, _LINES, _TABLE, _ASIDE = "job.json", "predictions.jsonl", "stdin.txt", "table", "aside"
+_OURS = {_JOB, _PREDICTED, _LINES, _TABLE, _ASIDE, lock.HOLDER}
 
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
 
@@ -135,7 +135,7 @@ def _predict(config: PredictConfig, output: Path, partial: Path, say: Callable[[
         "environment": environment(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    write_synced(record, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    write_whole(record, made, partial)
     os.replace(partial / _TABLE, output)
     sync(output.parent)
     begun.remove()
@@ -334,6 +334,7 @@ class Predicted:
 
     def __init__(self, partial: Path):
         self._directory, self._job, self._lines = partial, partial / _JOB, partial / _PREDICTED
+        self._first: dict[str, Any] = {}
 
     def _begun(self) -> dict[str, Any] | None:
         try:
@@ -360,7 +361,7 @@ class Predicted:
             )
 
     def begin(self, job: dict[str, Any], force: bool) -> int:
-        """Go on with a job, or begin it anew.
+        """Go on with a job, or begin it anew. On disk it is there with its first chunk: what fails before is in nobody's way.
 
         Returns:
             The number of rows that are predicted already.
@@ -368,11 +369,10 @@ class Predicted:
         begun = self._begun()
         if begun is None or begun["job"] != job or force:
             self.remove()
-            write_synced(self._job, json.dumps({"job": job, "forced": force}))
-        self._lines.touch()
+        self._first = {"job": job, "forced": force}
         size, rows = self._whole()
-        os.truncate(self._lines, size)
-        sync(self._directory)
+        if self._lines.exists():
+            os.truncate(self._lines, size)
         return rows
 
     def _whole(self) -> tuple[int, int]:
@@ -387,10 +387,13 @@ class Predicted:
 
     def append(self, predicted: list[dict[str, Any] | str]) -> None:
         """Put the next chunk on disk."""
+        if not self._job.exists():
+            write_whole(self._job, self._first, self._directory)
         with self._lines.open("ab") as file:
             file.write(json.dumps(predicted, default=plain).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        sync(self._directory)
 
     def rows(self) -> Iterator[dict[str, Any] | str]:
         """All of it, row by row."""
@@ -400,8 +403,16 @@ class Predicted:
 
     def remove(self) -> None:
         """Forget all; the job first, without which the rest is nothing."""
-        for path in (self._job, self._lines, self._directory / _TABLE):
+        for path in (self._job, self._lines, self._directory / _TABLE, self._directory / _ASIDE):
             path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, values: dict[str, Any], partial: Path) -> None:
+    """Write a JSON file so that it is there whole or not at all; what a kill leaves lies in `partial`."""
+    aside = partial / _ASIDE
+    aside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    sync(aside)
+    os.replace(aside, path)
 
 
 def _failures(begun: Predicted) -> tuple[int, str]:
