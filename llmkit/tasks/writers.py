@@ -27,7 +27,7 @@ def in_blocks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def write_text_table(path: Path, kind: str, columns: list[str], rows: Iterable[dict[str, Any]]) -> None:
     """Write rows; a column that a row lacks is empty in it.
 
-    What is no text stands in CSV and TSV as JSON has it. TSV cannot hold tabs and line ends within a value (it is read without
+    Numbers, lists and mappings stand in CSV and TSV as JSON has them. TSV cannot hold tabs and line ends within a value (it is read without
     quotes), so there they are written as in Python's literals.
 
     Args:
@@ -61,7 +61,9 @@ def _tsv_line(values: list[Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else as_json(value)
+    if value is None:
+        return ""
+    return as_json(value) if isinstance(value, (bool, int, float, list, dict)) else str(value)
 
 
 def as_json(value: Any) -> str:
