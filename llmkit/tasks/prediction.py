@@ -50,8 +50,8 @@ _OURS = {_JOB, _PREDICTED, _LINES, _TABLE, _ASIDE, lock.HOLDER}
 
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
 
-# The columns that the lines of a text file may be, as the settings call them.
-_LINE_COLUMNS = ("text_column", "source_column", "prompt_column")
+# The settings that may name what the lines of a text file are, and what tasks call it else.
+_LINE_SETTINGS, _LINE_COLUMNS = ("text_column", "source_column", "source_lang", "prompt_column"), ("text", "source", "prompt")
 
 _SAY_EVERY = 30.0  # seconds, where there is no terminal for a bar
 
@@ -89,7 +89,7 @@ def _predict(config: PredictConfig, output: Path, partial: Path, say: Callable[[
     if config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     columns = columns_of(config)
-    source = Source.of(config, columns, partial / _LINES)
+    source = Source.of(config, partial / _LINES)
     job = _job(config, columns, source)
     record = output.with_name(f"{output.name}.{MANIFEST}")
     begun = Predicted(partial)
@@ -102,10 +102,11 @@ def _predict(config: PredictConfig, output: Path, partial: Path, say: Callable[[
             raise ArtefactError(_why_not(output, record, job))
     if not config.force:
         begun.refuse_another(job, output)
+    task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
+    source.line_column = line_column(task, columns)
     survey = source.survey(output.suffix.lower() == ".parquet")
     prefix = config.prefix or ""
     survey.refuse_twice([prefix + name for name in ("prediction", ERROR)])
-    task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
     done = begun.begin(job, config.force)
     if done:
         say(f"predict: goes on after the {done:,} rows that an earlier run has predicted")
@@ -113,7 +114,10 @@ def _predict(config: PredictConfig, output: Path, partial: Path, say: Callable[[
     with Progress(done, survey.rows, say) as progress:
         for chunk in in_blocks(rows, config.chunk_size):
             torch.manual_seed(done)  # where a task draws lots, they are those of the chunk, and not of what came before it
-            predicted = predictions(task, model, tokenizer, survey.filled(chunk), columns, config.batch_size)
+            examples = examples_of(task, survey.filled(chunk), columns)
+            if not done:
+                refuse_columns(examples)
+            predicted = predictions(task, model, tokenizer, examples, config.batch_size)
             new = dict.fromkeys(name for row in predicted if isinstance(row, dict) for name in row)
             survey.refuse_twice([prefix + name for name in new])
             begun.append(predicted)
@@ -181,14 +185,14 @@ class Survey:
 class Source:
     """The input, which is read three times: to survey it, to predict, and to put rows and predictions together."""
 
-    def __init__(self, path: Path, line_column: str, shown: str):
+    def __init__(self, path: Path, shown: str):
         """Set up.
 
         Args:
-            line_column: what lines of text are called as a column.
             shown: the input as a person knows it.
         """
-        self.path, self.line_column, self.shown = path, line_column, shown
+        self.path, self.shown = path, shown
+        self.line_column = _LINE_COLUMNS[0]
         self.kind = path.suffix.lower()
         self._stamp = self._look()
         try:
@@ -197,15 +201,13 @@ class Source:
             raise DataError(f"{path} cannot be read: {failure.strerror}") from None
 
     @classmethod
-    def of(cls, config: PredictConfig, columns: Columns, lines: Path) -> Source:
+    def of(cls, config: PredictConfig, lines: Path) -> Source:
         """The input of a job; what comes from a pipe is put into the file `lines`."""
-        named = (getattr(columns, name, None) for name in _LINE_COLUMNS)
-        line_column = next((name for name in named if name is not None), "text")
         if config.input != STDIN:
-            return cls(Path(config.input), line_column, config.input)
+            return cls(Path(config.input), config.input)
         with lines.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        return cls(lines, line_column, "the standard input")
+        return cls(lines, "the standard input")
 
     def _look(self) -> tuple[int, int]:
         try:
@@ -259,44 +261,56 @@ def columns_of(config: PredictConfig) -> Columns:
     return Columns(**{name: getattr(config, name) or trained.get(name) for name in Columns.__dataclass_fields__})
 
 
+def line_column(task: Task[Any], columns: Columns) -> str:
+    """What the lines of a text file are called as a column: what a task reads that needs no other."""
+    named = (getattr(columns, setting, None) for setting in _LINE_SETTINGS)
+    for name in (*filter(None, named), *_LINE_COLUMNS):
+        with contextlib.suppress(DataError):
+            task.read([Row("", {name: "a"})], columns, is_labelled=False)
+            return name
+    return _LINE_COLUMNS[0]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Predictions
 
 
-def predictions(
-    task: Task[Any], model: Any, tokenizer: Any, rows: list[Row], columns: Columns, batch_size: int
-) -> list[dict[str, Any] | str]:
-    """What the model gives for each row, or why it gives nothing.
-
-    Raises:
-        ColumnError: the rows lack a column.
-    """
-    found: list[Any] = _examples(task, rows, columns)
-    usable = [number for number, example in enumerate(found) if not isinstance(example, str)]
-    given = _predicted(task, model, tokenizer, [found[number] for number in usable], batch_size)
-    for number, prediction in zip(usable, given, strict=True):
-        found[number] = prediction
-    return found
-
-
-def _examples(task: Task[Any], rows: list[Row], columns: Columns) -> list[Example | str]:
+def examples_of(task: Task[Any], rows: list[Row], columns: Columns) -> list[Example | DataError]:
     """The example of each row, or why it is none. A task refuses all rows for one, so then they are read one at a time."""
+    reason: DataError
     try:
         for row in rows:
             as_json(row.values).encode()
         read = task.read(rows, columns, is_labelled=False)
         if len(read) == len(rows):
             return list(read)
-        reason = f"{rows[0].place} holds {len(read)} examples, and a row with one is needed"
-    except ColumnError:
-        raise
+        reason = DataError(f"{rows[0].place} holds {len(read)} examples, and a row with one is needed")
     except DataError as failure:
-        reason = str(failure)
+        reason = failure
     except UnicodeEncodeError as failure:
-        reason = f"{rows[0].place} holds a character that is none: {failure.reason}"
+        reason = DataError(f"{rows[0].place} holds a character that is none: {failure.reason}")
     if len(rows) == 1:
         return [reason]
-    return [example for row in rows for example in _examples(task, [row], columns)]
+    return [example for row in rows for example in examples_of(task, [row], columns)]
+
+
+def refuse_columns(examples: list[Example | DataError]) -> None:
+    """Refuse a table of which no row has the columns that are needed.
+
+    Raises:
+        ColumnError: that of the first row.
+    """
+    failures = [example for example in examples if isinstance(example, ColumnError)]
+    if len(failures) == len(examples):
+        raise failures[0]
+
+
+def predictions(
+    task: Task[Any], model: Any, tokenizer: Any, examples: list[Example | DataError], batch_size: int
+) -> list[dict[str, Any] | str]:
+    """What the model gives for each example, or why it gives nothing."""
+    given = iter(_predicted(task, model, tokenizer, [item for item in examples if isinstance(item, Example)], batch_size))
+    return [next(given) if isinstance(item, Example) else str(item) for item in examples]
 
 
 def _predicted(

@@ -27,8 +27,8 @@ def in_blocks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
 def write_text_table(path: Path, kind: str, columns: list[str], rows: Iterable[dict[str, Any]]) -> None:
     """Write rows; a column that a row lacks is empty in it.
 
-    Numbers, lists and mappings stand in CSV and TSV as JSON has them. TSV cannot hold tabs and line ends within a value (it is read without
-    quotes), so there they are written as in Python's literals.
+    Numbers, lists and mappings stand in CSV and TSV as JSON has them. TSV cannot hold tabs and line ends within a value (it is
+    read without quotes), so there they are written as in Python's literals.
 
     Args:
         kind: `.csv`, `.tsv` or `.jsonl`.

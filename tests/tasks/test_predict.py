@@ -225,7 +225,7 @@ def test_rows_of_a_large_file_are_never_all_in_memory(tmp_path: Path) -> None:
     for count in (4_000, 40_000):
         path = put(tmp_path / f"{count}.jsonl", [{"text": f"{number} " * 20} for number in range(count)])
         tracemalloc.start()
-        assert Source(path, "text", "it").survey(wants_types=True).rows == count
+        assert Source(path, "it").survey(wants_types=True).rows == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
@@ -255,6 +255,7 @@ def test_rows_of_a_large_file_are_never_all_in_memory(tmp_path: Path) -> None:
         ({"input": "twice.csv"}, r"twice\.csv:1 names a column twice: 'text'"),
         ({"text_column": "txet"}, r"text_column: a\.csv:2 has no column 'txet', it has: text; did you mean 'text'\?"),
         ({"model_name_or_path": "./nowhere"}, r"there is no directory './nowhere'"),
+        ({"model_name_or_path": "folder.csv"}, r"model_name_or_path: 'folder.csv' is no model"),
     ],
 )
 def test_a_mistake_is_answered_with_code_2_and_leaves_nothing(
