@@ -135,12 +135,6 @@ def _read_csv(path: Path) -> Iterator[Row]:
             raise DataError(f"{path}:{reader.line_num + 1} begins a row that is not CSV: {failure}") from None
 
 
-def _read_lines(path: Path, column: str) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            yield Row(f"{path}:{number}", {column: line.removesuffix("\n").removesuffix("\r")})
-
-
 def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
@@ -168,6 +162,12 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                     yield Row(f"{path}:{number}", values)
     except pyarrow.ArrowInvalid as failure:
         raise DataError(f"{path} is not Parquet: {failure}") from None
+
+
+def _read_lines(path: Path, column: str) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            yield Row(f"{path}:{number}", {column: line.removesuffix("\n").removesuffix("\r")})
 
 
 def read_dataset(name: str, configuration: str | None, split: str, revision: str | None = None) -> Split:
