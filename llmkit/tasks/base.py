@@ -102,7 +102,8 @@ class Task(ABC, Generic[E]):
             is_labelled: whether targets are wanted; predictions are asked for without.
 
         Raises:
-            DataError: a column is missing, or rows without what is needed (named by their places).
+            ColumnError: a column is missing.
+            DataError: rows without what is needed (named by their places).
         """
 
     def learn(self, train: list[E]) -> Iterator[str]:
@@ -261,7 +262,11 @@ class Task(ABC, Generic[E]):
     @abstractmethod
     def predict(self, model: Any, tokenizer: Any, data: Sequence[E], batch_size: int) -> Iterator[dict[str, Any]]:
         """What the model gives for each example, in their order, as columns of a table: `prediction` and what belongs to it,
-        such as `score`. It is computed in batches of like length."""
+        such as `score`. It is computed in batches of like length.
+
+        Raises:
+            DataError: nothing can be predicted for one of the examples; `llmkit predict` then asks for each by itself.
+        """
 
 
 def seen(data: Iterable[E], known: Iterable[E]) -> np.ndarray:
