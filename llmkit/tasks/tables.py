@@ -16,6 +16,7 @@ from typing import Any
 
 from llmkit.errors import DataError
 from llmkit.resources import PACKAGE
+from llmkit.tasks import squad_json
 
 EMBEDDED = ("llmkit/reviews", "llmkit/passages", "llmkit/pairs", "llmkit/instructions")
 """The data sets that travel with llmkit, by the names that `dataset_name` takes."""
@@ -66,7 +67,7 @@ def read_table(path: str | Path) -> list[Row]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} is not a file (looked in {Path.cwd()})")
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: the format {path.suffix!r} is not known; known are {', '.join(_FORMATS)}")
@@ -111,6 +112,18 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 yield Row(place, values)
         except csv.Error as failure:
             raise DataError(f"{path}:{reader.line_num + 1} begins a row that is not CSV: {failure}") from None
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    """One object that holds everything under `data`, as SQuAD has it, or else JSON lines."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError:
+        whole = None
+    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
+        yield from (Row(*found) for found in squad_json.rows_of(path, whole["data"]))
+    else:
+        yield from _read_jsonl(path)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
