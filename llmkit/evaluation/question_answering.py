@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llmkit.evaluation.intervals import Metric, mean_metric
+from llmkit.evaluation.intervals import Metric, mean_metric, wilson
 from llmkit.evaluation.measured import Baseline, Measured, Predictions
 from llmkit.tasks.answer_scores import is_chinese, normalised_answer, segments
 from llmkit.tasks.question_answering import Example, QuestionAnswering
@@ -37,9 +37,7 @@ def measure(task: QuestionAnswering, test: list[Example], predictions: Predictio
     for label, chosen in parts:
         for index, name in ((1, "f1"), (0, "exact_match")):
             if chosen.any():
-                metric = mean_metric(name, scores[chosen, index], seed, groups[chosen])
-                metric.label = label
-                metrics.append(metric)
+                metrics.append(_mean(name, scores[chosen, index], seed, groups[chosen], label))
     record = {
         "contexts": len(numbers),
         "without_answer": int((~has_answer).sum()),
@@ -54,6 +52,17 @@ def measure(task: QuestionAnswering, test: list[Example], predictions: Predictio
     }
     columns = {"exact_match": scores[:, 0].tolist(), "f1": scores[:, 1].tolist()}
     return Measured(metrics, metrics[:2], scores[:, 1], "f1", record, columns, groups)
+
+
+def _mean(name: str, values: np.ndarray, seed: int, groups: np.ndarray, label: str | None) -> Metric:
+    """With Wilson's interval over contexts where all values are 0 or all are 1: resampling would say that this is certain."""
+    metric = mean_metric(name, values, seed, groups)
+    if metric.value in (0.0, 1.0):
+        contexts = len(np.unique(groups))
+        metric.low, metric.high = wilson(int(metric.value) * contexts, contexts)
+        metric.method = "wilson over contexts"
+    metric.label = label
+    return metric
 
 
 def baselines(task: QuestionAnswering, train: list[Example], test: list[Example], seed: int) -> Iterator[Baseline]:

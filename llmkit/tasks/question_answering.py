@@ -284,9 +284,8 @@ class QuestionAnswering(Task[Example]):
         """Choose the threshold of no answer that gives the best F1."""
         differences, given, none = self._worth(prediction, data, features)
         chosen = self._best(differences, given, none)
-        f1 = [
-            np.where(differences <= limit, given[:, 1], none[:, 1]).mean().item() for limit in (self.threshold or 0.0, chosen)
-        ]
+        before = np.inf if self.threshold is None else self.threshold
+        f1 = [float(np.where(differences <= limit, given[:, 1], none[:, 1]).mean()) for limit in (before, chosen)]
         self.threshold = chosen
         return {"null_score_diff_threshold": chosen, "f1_before": f1[0], "f1": f1[1]}
 
@@ -300,7 +299,7 @@ class QuestionAnswering(Task[Example]):
         """
         for example, answers in zip(data, self.answers(model, tokenizer, data, batch_size), strict=True):
             shares, null = spans.probabilities(answers, self.threshold is not None)
-            best = [
+            best: list[dict[str, Any]] = [
                 {"text": example.context[span.start : span.end], "score": float(share), "answer_start": span.start}
                 for span, share in zip(answers.spans, shares, strict=True)
             ]
