@@ -49,6 +49,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
         "seed": config.seed,
         "metrics": [metric.as_dict() for metric in measured.metrics],
         "headline": [metric_key(metric) for metric in measured.headline],
+        "value_is": measured.metric,
         **measured.record,
         "texts_with_several_labels": conflicting(test),
         "overlap": None,
@@ -144,10 +145,18 @@ def _write_predictions(path: Path, test: list[Any], predictions: Predictions, me
     columns: dict[str, Any] = {
         "id": [example.id for example in test],
         "text": [example.input() for example in test],
-        "label": [target if isinstance(target := example.target(), str) else json.dumps(target) for example in test],
+        "label": [_shown(example.target()) for example in test],
+        "value": measured.values,
     }
     columns |= {name: [row.get(name) for row in predictions] for name in predictions[0]}
     pyarrow.parquet.write_table(pyarrow.table(columns | dict(measured.columns)), path, compression="zstd")
+
+
+def _shown(target: Any) -> str:
+    """A target in one cell: right answers of which each will do are set apart by bars."""
+    if isinstance(target, list) and all(isinstance(item, str) for item in target):
+        return " | ".join(target)
+    return target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
 
 
 def metric_key(metric: Metric) -> str:

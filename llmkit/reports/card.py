@@ -10,10 +10,11 @@ from typing import Any
 
 from llmkit.errors import ArtefactError
 from llmkit.pipeline.artefact import Artefact, FileRecord, sha256_of, write_synced
-from llmkit.reports import facts, lineage, trained, verdict, words
+from llmkit.reports import facts, lineage, trained, words
 from llmkit.reports.facts import Comparison, Score, Told
 from llmkit.reports.lineage import Node
 from llmkit.reports.trained import Model
+from llmkit.tasks.tables import EMBEDDED
 
 CARD = "README.md"
 _MAX_CLASSES = 40
@@ -114,7 +115,7 @@ def _front_matter(told: Told) -> str:
     known = _known(told.model)
     is_hub = words.is_hub_name(told.dataset)
     data = ModelCardData(
-        language=["en", "zh"] if told.dataset == verdict.OWN_DATASET else known.get("language"),
+        language=["en", "zh"] if told.dataset in EMBEDDED else known.get("language"),
         license=known.get("license"),
         base_model=known.get("base_model"),
         library_name="transformers",

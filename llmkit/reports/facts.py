@@ -25,7 +25,7 @@ PREDICTIONS = "predictions.parquet"
 TEXT_LIMIT = 500
 """Characters of a wrongly predicted text that are shown."""
 
-_LOWER_IS_BETTER = {"loss", "log_loss", "perplexity", "bits_per_byte", "ter", "brier", "ece", "error"}
+_LOWER_IS_BETTER = {"loss", "log_loss", "mse", "mae", "perplexity", "bits_per_byte", "ter", "brier", "ece", "error"}
 
 
 @dataclass
@@ -93,7 +93,7 @@ class ClassRow:
 
 @dataclass
 class WrongPrediction:
-    """A prediction that was wrong, with how sure the model was."""
+    """A prediction that was not wholly right, with how sure the model was."""
 
     id: str
     text: str
@@ -103,6 +103,8 @@ class WrongPrediction:
     score: float | None
     label_score: float | None
     """Probability that was given to the true label."""
+    value: float = 0.0
+    """How good it is, up to 1."""
 
 
 @dataclass
@@ -124,6 +126,8 @@ class Predictions:
     right: int
     worst: list[WrongPrediction]
     confidence: list[Confidence]
+    measure: str | None = None
+    """What tells how good a prediction is, where it is more than right or wrong."""
 
 
 @dataclass
@@ -207,7 +211,7 @@ def gather(evaluation: str, title: str | None, worst_errors: int) -> Told:
     labels = [str(label) for label in record.get("labels") or []]
     confusion = _confusion(record, labels)
     overall = [score for score in scores if score.label is None]
-    headline = _headline(overall)
+    headline = _headline(overall, record.get("headline"))
     task, dataset = str(record.get("task") or "evaluation"), str(record.get("dataset") or "")
     model = trained.model_of(root)
     told = Told(
@@ -227,7 +231,7 @@ def gather(evaluation: str, title: str | None, worst_errors: int) -> Told:
         labels=labels,
         confusion=confusion,
         overlap=_overlap(record),
-        predictions=_predictions(artefact.directory / PREDICTIONS, worst_errors, interval),
+        predictions=_predictions(artefact.directory / PREDICTIONS, worst_errors, interval, record.get("value_is")),
         curves=list(trained.curves_of(model)),
         model=model,
         evaluation=root,
@@ -310,10 +314,10 @@ def shown_scores(overall: Sequence[Score]) -> list[Score]:
     return sorted(kept, key=lambda score: (score.name != "accuracy", order.get(score.average, 9), score.name != "f1"))
 
 
-def _headline(overall: Sequence[Score]) -> list[Score]:
-    """Accuracy and macro F1; for a task that has neither, its first two metrics."""
-    wanted = [("accuracy", None), ("f1", "macro")]
-    chosen = [score for name, average in wanted for score in overall if (score.name, score.average) == (name, average)]
+def _headline(overall: Sequence[Score], keys: Any) -> list[Score]:
+    """What the evaluation tells first; where it does not say it, accuracy and macro F1, or the first two metrics."""
+    wanted = keys if isinstance(keys, list) else ["accuracy", "f1_macro"]
+    chosen = [score for key in wanted for score in overall if "_".join(filter(None, [score.name, score.average])) == key]
     return chosen or list(overall[:2])
 
 
@@ -399,7 +403,7 @@ def confusions(told: Told, limit: int) -> list[tuple[str, str, int, int]]:
 # Predictions
 
 
-def _predictions(path: Path, worst_errors: int, interval: float) -> Predictions | None:
+def _predictions(path: Path, worst_errors: int, interval: float, measure: str | None) -> Predictions | None:
     """What the single predictions show; None where the evaluation kept none."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -411,18 +415,26 @@ def _predictions(path: Path, worst_errors: int, interval: float) -> Predictions 
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as failure:
         raise DataError(f"{path} cannot be read: {failure}; evaluate again with --force") from None
-    missing = [name for name in ("id", "text", "label", "prediction", "score") if name not in table.column_names]
+    missing = [name for name in ("id", "text", "label", "prediction") if name not in table.column_names]
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
     if table.num_rows == 0:
         return Predictions(0, 0, [], [])
     for name in ("id", "text", "label", "prediction"):
         table = table.set_column(table.column_names.index(name), name, pc.cast(table[name], pa.string()))
-    is_right = pc.fill_null(pc.equal(table["label"], table["prediction"]), False)
+    if "value" not in table.column_names:
+        is_equal = pc.fill_null(pc.equal(table["label"], table["prediction"]), False)
+        table = table.append_column("value", pc.cast(is_equal, pa.float64()))
+    if "score" not in table.column_names:
+        table = table.append_column("score", pa.nulls(table.num_rows, pa.float64()))
+    is_right = pc.greater_equal(table["value"], 1.0)
     right = pc.sum(is_right).as_py() or 0
     wrong = table.filter(pc.invert(is_right))
-    order = pc.sort_indices(wrong, [("score", "descending"), ("id", "ascending")])
+    order = pc.sort_indices(wrong, [("value", "ascending"), ("score", "descending"), ("id", "ascending")])
     worst = [_wrong(row) for row in wrong.take(order[:worst_errors]).to_pylist()]
+    values = table["value"].to_pylist()
+    if not set(values) <= {0.0, 1.0}:
+        return Predictions(table.num_rows, right, worst, [], measure or "value")
     confidence = list(_confidence(table["score"].to_pylist(), is_right.to_pylist(), interval))
     return Predictions(table.num_rows, right, worst, confidence)
 
@@ -431,7 +443,14 @@ def _wrong(row: dict[str, Any]) -> WrongPrediction:
     text, omitted = words.shorten(words.clean(row["text"] or ""), TEXT_LIMIT)
     label, prediction = row["label"] or "", row["prediction"] or ""
     return WrongPrediction(
-        row["id"] or "", text, omitted, label, prediction, finite(row["score"]), finite(row.get(f"probability_{label}"))
+        row["id"] or "",
+        text,
+        omitted,
+        label,
+        prediction,
+        finite(row["score"]),
+        finite(row.get(f"probability_{label}")),
+        finite(row["value"]) or 0.0,
     )
 
 

@@ -11,7 +11,13 @@ from llmkit.reports import lineage, words
 if TYPE_CHECKING:
     from llmkit.reports.facts import Told
 
-OWN_DATASET = "llmkit/reviews"
+# What the examples of the embedded data sets are, and what others are that they are not like.
+_EMBEDDED = {
+    "llmkit/reviews": ("reviews", "what customers write", "real reviews"),
+    "llmkit/passages": ("passages and questions", "what people ask", "real questions"),
+    "llmkit/pairs": ("sentence pairs", "what people write", "real texts"),
+    "llmkit/instructions": ("conversations", "what people ask", "real requests"),
+}
 
 
 def title(task: str, dataset: str) -> str:
@@ -116,10 +122,11 @@ def _limits_of_data(told: Told) -> Iterator[str]:
             f"The examples are the {told.split} split. Where a split was also used to choose settings or a checkpoint, "
             "its figures are too good."
         )
-    if told.dataset == OWN_DATASET:
+    if told.dataset in _EMBEDDED:
+        kind, others, real = _EMBEDDED[told.dataset]
         yield (
-            f"The reviews of {OWN_DATASET} were written for llmkit by a few authors, in English and Chinese. They are "
-            "tidier and more alike than what customers write, so do not expect the same figures on real reviews."
+            f"The {kind} of {told.dataset} were written for llmkit by a few authors, in English and Chinese. They are "
+            f"tidier and more alike than {others}, so do not expect the same figures on {real}."
         )
     elif told.dataset:
         yield (

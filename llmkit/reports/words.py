@@ -15,7 +15,20 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff
 
 MISSING = "\N{EN DASH}"
 
-_NAMES = {"f1": "F1", "mcc": "MCC", "bleu": "BLEU", "chrf": "chrF", "ter": "TER", "auc": "AUC", "roc_auc": "ROC AUC"}
+_NAMES = {
+    "f1": "F1",
+    "mcc": "MCC",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "ter": "TER",
+    "mse": "mean squared error",
+    "mae": "mean absolute error",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "auc": "AUC",
+    "roc_auc": "ROC AUC",
+}
 
 
 def clean(text: str) -> str:
