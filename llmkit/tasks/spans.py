@@ -57,7 +57,7 @@ def best_pairs(
 
     Returns:
         Tokens of shape [windows, count, 2], counted from the start of the window, and sums of shape [windows, count], the
-        highest first; where there are fewer pairs, the sum is -inf.
+        highest first; where there are fewer pairs, the sum is -inf and the tokens are 0.
     """
     lengths = np.diff(offsets)
     tokens = np.zeros((len(lengths), count, 2), dtype=np.int64)
@@ -84,6 +84,7 @@ def best_pairs(
         tokens[chosen, :kept, 1] = best // reach + best % reach
         sums[chosen, :kept] = values
         done += len(chosen)
+    tokens[np.isneginf(sums)] = 0
     return tokens, sums
 
 

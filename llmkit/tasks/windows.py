@@ -8,6 +8,7 @@ says nothing of question and context: there the null slot is the EOS at the end.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -166,7 +167,21 @@ def windows(
 def _encode(tokenizer: Any, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Token ids of each text, and the characters from which and to which each token goes."""
     found = []
-    for item in tokenizer(texts, add_special_tokens=False, verbose=False).encodings:
+    for text, item in zip(texts, tokenizer(texts, add_special_tokens=False, verbose=False).encodings, strict=True):
         offsets = np.array(item.offsets, dtype=np.int64).reshape(-1, 2)
+        if not unicodedata.is_normalized("NFC", text):
+            offsets = _with_marks(text, offsets)
         found.append((np.array(item.ids, dtype=np.int32), offsets[:, 0], offsets[:, 1]))
     return found
+
+
+def _with_marks(text: str, offsets: np.ndarray) -> np.ndarray:
+    """Characters of tokens with the accents: where a normaliser joins letter and mark, offsets end before the mark."""
+    known = set(offsets[:, 0].tolist())
+
+    def end_of(end: int) -> int:
+        while end < len(text) and end not in known and not text[end].isspace():
+            end += 1
+        return end
+
+    return np.array([[begin, end_of(end)] for begin, end in offsets.tolist()], dtype=np.int64).reshape(-1, 2)
