@@ -158,7 +158,7 @@ def _methods(told: Told) -> list[str]:
         "wilson": "Wilson is the score interval of a share; F1 of a class has that of TP / (TP + FP + FN), transformed",
         "mover": "MOVER combines the intervals of the classes",
         "bootstrap": f"bootstrap draws the test examples again many times with replacement{seed}",
-        "cluster bootstrap": f"cluster bootstrap draws groups of examples, such as questions on one text, again many times with "
+        "cluster bootstrap": "cluster bootstrap draws groups of examples, such as questions on one text, many times with "
         f"replacement{seed}",
     }
     return [text for name, text in known.items() if name in used]

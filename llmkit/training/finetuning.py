@@ -180,7 +180,11 @@ def features_of(task: Task[Any], data: list[Any], tokenizer: Any, max_length: in
         "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer),
         "max_length": max_length,
     }
-    return cached(workspace.directory.parent / _FEATURES, key, lambda: task.features(data, tokenizer, max_length))
+    features = cached(workspace.directory.parent / _FEATURES, key, lambda: task.features(data, tokenizer, max_length))
+    if tokenizer.is_fast:  # it keeps how it was last called, and would be saved with it, or not, by what was kept from before
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return features
 
 
 def _tokenizer_of(config: FinetuneConfig, workspace: Workspace, train: list[Example]) -> str:

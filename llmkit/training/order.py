@@ -169,6 +169,7 @@ class LengthGrouped(OrderedSamples):
 
     def _ids_at(self, positions: np.ndarray) -> np.ndarray:
         size = self._stretch * self.global_batch
+        positions = np.minimum(positions, len(self) - 1)  # a loader of a resumed run reads ahead, beyond the end
         ids = np.empty(positions.shape, dtype=np.int64)
         for number in np.unique(positions // size).tolist():
             here = positions // size == number

@@ -27,7 +27,7 @@ from llmkit.training.trainer import LLMKitTrainer
 DRIVER = """
 import os, signal, sys
 from llmkit.cli import main
-from llmkit.training import checkpoints, classifier, language_model, ledger, text_samples
+from llmkit.training import checkpoints, finetuning, language_model, ledger, text_samples
 
 owner, name = {
     "log": (ledger.Ledger, "on_log"),
@@ -35,7 +35,7 @@ owner, name = {
     "checkpoint rename": (checkpoints, "rotate"),
     "text": (text_samples, "go_on"),
     "end": (language_model, "_describe"),
-    "end of finetune": (classifier, "write_card"),
+    "end of finetune": (finetuning, "write_card"),
 }[sys.argv[1]]
 original, left = getattr(owner, name), [int(sys.argv[2])]
 
