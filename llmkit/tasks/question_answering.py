@@ -235,17 +235,22 @@ class QuestionAnswering(Task[Example]):
     def loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         """The mean of the cross-entropies of first and last token over the tokens of a window; every window weighs the same.
 
+        Padding takes no part, as it does in the loss inside transformers' models: there a window's loss depends on the length
+        of the others in its batch.
+
         Args:
-            labels: first and last token, int64 of shape [windows, 2].
-            num_items_in_batch: labels of the whole step, on all processes: two a window.
+            labels: first token, last token and number of tokens, int64 of shape [windows, 3].
+            num_items_in_batch: labels of the whole step, on all processes: three a window.
         """
+        import torch
         from torch.nn.functional import cross_entropy
 
+        is_padding = torch.arange(outputs["start_logits"].shape[1], device=labels.device) >= labels[:, 2:]
         total = sum(
-            cross_entropy(outputs[name].float(), labels[:, index], reduction="sum")
+            cross_entropy(outputs[name].float().masked_fill(is_padding, -torch.inf), labels[:, index], reduction="sum")
             for index, name in enumerate(("start_logits", "end_logits"))
         )
-        return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+        return total / (2 / 3 * (labels.numel() if num_items_in_batch is None else num_items_in_batch))
 
     def compute_metrics(self, data: list[Example], features: Features) -> Callable[[Any], dict[str, float]]:
         """F1 and exact match of whole questions, from 0 to 1, with the threshold that `tune` would choose."""

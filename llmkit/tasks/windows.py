@@ -102,7 +102,8 @@ def answer_tokens(starts: np.ndarray, ends: np.ndarray, begin: int, end: int) ->
 def windows(
     data: Sequence[Asked], tokenizer: Any, frame: Frame, max_length: int, doc_stride: int, question_first: bool
 ) -> Features:
-    """One feature a window: `input_ids`, `token_type_ids` where the model has them, and `labels` of shape [2].
+    """One feature a window: `input_ids`, `token_type_ids` where the model has them, and as `labels` the indices of the first
+    and the last token of the answer and the number of tokens, int64 of shape [3].
 
     For decoding there are, of the same length as `input_ids`, `char_start` and `char_end` in the context (-1 for a token that
     is not of it), and of each window the number of its `example` and the index of its `null` slot. Learned is the first of
@@ -140,9 +141,9 @@ def windows(
             offset = len(before) if not question_first else len(before) + len(question) + len(between)
             length = sum(sizes)
             null = frame.null % length
-            labels = (null, null)
+            labels = (null, null, length)
             if answer is not None and start <= answer[0] and answer[1] < start + len(context):
-                labels = (answer[0] - start + offset, answer[1] - start + offset)
+                labels = (answer[0] - start + offset, answer[1] - start + offset, length)
             columns["input_ids"].append(np.concatenate(pieces))
             if frame.types is not None:
                 columns["token_type_ids"].append(np.repeat(frame.types, sizes))
@@ -159,9 +160,8 @@ def windows(
         for name, values in columns.items()
         if name != "token_type_ids" or frame.types is not None
     }
-    labels_N2 = np.array(columns["labels"], dtype=np.int64)
-    without = int((labels_N2[:, 0] == np.array(columns["null"])).sum())
-    return Features(made, {"truncated": cut, "windows": len(labels_N2), "windows_without_answer": without})
+    without = sum(first == null for (first, _, _), null in zip(columns["labels"], columns["null"], strict=True))
+    return Features(made, {"truncated": cut, "windows": len(columns["null"]), "windows_without_answer": without})
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

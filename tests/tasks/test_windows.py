@@ -80,7 +80,8 @@ def test_every_token_of_the_context_is_in_a_window_at_its_characters_and_labels_
             place += 1  # never beyond the end, or a token of the window is not of the context
             assert place < len(tokens)
         met |= {place + number: (begins[index], ends[index]) for number, index in enumerate(inside)}
-        low, high = window["labels"].tolist()
+        low, high, size = window["labels"].tolist()
+        assert size == len(ids)
         is_null = low == window["null"]
         assert not is_null or high == low
         if not is_null:
@@ -99,7 +100,7 @@ def test_an_encoder_takes_the_form_of_its_tokenizer_and_cls_is_the_null_slot(pai
     whole = paired("why?", "because of it", return_token_type_ids=True)
     assert window["input_ids"].tolist() == whole["input_ids"]
     assert window["token_type_ids"].tolist() == whole["token_type_ids"]
-    assert window["null"] == 0 and window["labels"].tolist() == [0, 0]
+    assert window["null"] == 0 and window["labels"].tolist() == [0, 0, len(window["input_ids"])]
     assert frame_of(paired, is_causal=False, has_types=False).types is None
 
 
@@ -118,7 +119,7 @@ def test_a_causal_model_takes_question_line_break_context_and_eos_which_is_the_n
         before = [tokenizer.cls_token_id] if tokenizer is paired else []
         assert window["input_ids"].tolist() == [*before, *ids, tokenizer.eos_token_id]
         assert window["null"] == len(window["input_ids"]) - 1
-        assert window["labels"].tolist() == [window["null"]] * 2
+        assert window["labels"].tolist() == [window["null"]] * 2 + [len(window["input_ids"])]
 
 
 def test_long_questions_are_cut_to_half_and_counted(plain: Any) -> None:
