@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _OF_THE_ENGINE = {
     "eval_strategy": "fine-tuning evaluates and saves after each epoch, or every `eval_steps` steps",
+    "evaluation_strategy": "fine-tuning evaluates and saves after each epoch, or every `eval_steps` steps",
     "save_strategy": "fine-tuning saves whenever it evaluates; see `eval_steps`",
     "save_steps": "fine-tuning saves whenever it evaluates; see `eval_steps`",
     "load_best_model_at_end": "the best checkpoint is always the result; see `metric_for_best_model`",
@@ -142,7 +143,7 @@ class FinetuneConfig(Columns, QuestionAnsweringSettings, TrainingConfig):
 
     def _start_problems(self) -> Iterable[str]:
         if bool(self.model_name_or_path) == bool(self.model_type):
-            yield "model_name_or_path is missing: give a base model, or the model_type of a new one"
+            yield "--model_name_or_path is missing: give a base model, or the --model_type of a new one"
         for name in ("config_overrides", "tokenizer", "vocab_size"):
             if getattr(self, name) and not self.model_type:
                 yield f"{name}: goes with model_type"
