@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoModelForQuestionAnswering
 
 import llmkit
-from llmkit.errors import ConfigError
+from llmkit.errors import ConfigError, DataError
 from llmkit.pipeline.artefact import Artefact
 from llmkit.training.ledger import read_ledger
 
@@ -24,7 +24,13 @@ KINDS = {
     "When was it?": ("Monday", "Friday", "June", "April"),
     "谁来了？": ("小王", "小李", "老张"),
 }
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "initializer_range": 0.1,
+}
 
 
 def questions(count: int, seed: int) -> list[dict[str, Any]]:
@@ -81,7 +87,7 @@ def evaluation(run: Any, answerer: Artefact, files: tuple[Path, Path], tmp_path_
 
 def test_a_causal_model_learns_to_answer_and_not_to_answer(answerer: Artefact) -> None:
     metrics = answerer.manifest.metrics
-    assert metrics["validation"]["f1"] > 0.8
+    assert metrics["validation"]["f1"] > 0.95
     losses = [entry["eval_loss"] for entry in read_ledger(answerer.directory / "metrics.jsonl") if "eval_loss" in entry]
     assert losses[-1] < losses[0] / 2
     assert metrics["train"]["without_answer"] == 80 and metrics["train"]["windows"] == 400
@@ -97,10 +103,10 @@ def test_the_threshold_and_the_windows_are_in_the_config_of_the_model(answerer: 
 
 @pytest.mark.slow
 def test_an_encoder_learns_it_too(run: Any, quickly: dict[str, Any], tmp_path: Path) -> None:
-    bert = {**SMALL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.1}
+    bert = {**SMALL, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     changed = {"model_type": "bert", "config_overrides": bert, "learning_rate": 3e-3, "num_train_epochs": 12.0}
     made = run("finetune", tmp_path / "bert", **{**quickly, **changed})
-    assert made.manifest.metrics["validation"]["f1"] > 0.8
+    assert made.manifest.metrics["validation"]["f1"] > 0.95
 
 
 def test_an_evaluation_tells_of_questions_with_and_without_an_answer_and_of_baselines(
@@ -206,8 +212,5 @@ def test_an_answer_that_is_not_at_its_offset_ends_with_its_row(run: Any, quickly
     rows = questions(3, 1)
     rows[1]["answers"]["answer_start"] = [1]
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = [sys.executable, "-m", "llmkit", "finetune", "--task", "question-answering", "--model_type", "llama"]
-    words += ["--train_file", str(tmp_path / "bad.jsonl"), "--output_dir", str(tmp_path / "model")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
-    assert "bad.jsonl:2: 'Oslo' at 1, where 'ote ' stands (it begins at" in done.stderr or "bad.jsonl:2: " in done.stderr
+    with pytest.raises(DataError, match=r"bad\.jsonl:2: '\w+' at 1, where '.+' stands \(it begins at \d+\)"):
+        run("finetune", tmp_path / "model", **{**quickly, "train_file": tmp_path / "bad.jsonl"})
