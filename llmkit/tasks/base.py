@@ -1,8 +1,9 @@
 """The shape of every task: what fine-tuning, evaluation and prediction have to know of it, and nothing of how they go.
 
-The order in which the methods are called: `read` the rows, `learn` from the training examples, `load_tokenizer`, `load_model`,
-`features`, then training with `collator`, `loss` and `compute_metrics`, and `tune` on the validation examples. A model that is
-evaluated or asked for predictions brings what was learned and tuned in its config (`stored`), and begins with `of_model`.
+The order in which the methods are called: `read` the rows, `learn` from the training examples, `load_tokenizer`, `adapt_to`
+the model's config, `features`, `load_model`, then training with `collator`, `loss` and `compute_metrics`, and `tune` on the
+validation examples. A model that is evaluated or asked for predictions brings what was learned and tuned in its config
+(`stored`), and begins with `of_model`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Task(ABC, Generic[E]):
     usage: ClassVar[str]
     """The Python lines on its card that use it; PATH_OF_THIS_DIRECTORY stands for the place."""
 
-    tunes: ClassVar[bool] = False
+    tunes: bool = False
     """Whether `tune` has something to decide on the validation examples."""
 
     @property
@@ -227,6 +228,20 @@ class Task(ABC, Generic[E]):
         return {}
 
     # Features, loss, metrics
+
+    def adapt_to(self, config: PretrainedConfig, max_length: int) -> int:
+        """Take from the model's config what features depend on.
+
+        Args:
+            max_length: longest input in tokens, as it is asked for, or else what the model takes.
+
+        Returns:
+            The longest input for this task.
+
+        Raises:
+            ConfigError: such a model cannot serve with these settings.
+        """
+        return max_length
 
     @abstractmethod
     def features(self, data: list[E], tokenizer: Any, max_length: int) -> Features:

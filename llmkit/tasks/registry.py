@@ -11,6 +11,7 @@ TaskName = Literal["text-classification", "question-answering", "translation", "
 
 _TASKS = {
     "text-classification": "llmkit.tasks.text_classification:TextClassification",
+    "question-answering": "llmkit.tasks.question_answering:QuestionAnswering",
 }
 
 SECTION = "llmkit"

@@ -18,6 +18,7 @@ from typing import Any
 
 from llmkit.errors import ColumnError, DataError
 from llmkit.resources import PACKAGE
+from llmkit.tasks import squad_json
 
 EMBEDDED = ("llmkit/reviews", "llmkit/passages", "llmkit/pairs", "llmkit/instructions")
 """The data sets that travel with llmkit, by the names that `dataset_name` takes."""
@@ -85,7 +86,7 @@ def iterate_table(path: str | Path, line_column: str | None = None) -> Iterator[
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} is not a file (looked in {Path.cwd()})")
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
     if line_column is not None:
         readers[".txt"] = partial(_read_lines, column=line_column)
     reader = readers.get(path.suffix.lower())
@@ -133,6 +134,18 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 yield Row(place, values)
         except csv.Error as failure:
             raise DataError(f"{path}:{reader.line_num + 1} begins a row that is not CSV: {failure}") from None
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    """One object that holds everything under `data`, as SQuAD has it, or else JSON lines."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError:
+        whole = None
+    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
+        yield from (Row(*found) for found in squad_json.rows_of(path, whole["data"]))
+    else:
+        yield from _read_jsonl(path)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import FieldSpec, option
 from llmkit.tasks.registry import TaskName
-from llmkit.tasks.settings import Columns
+from llmkit.tasks.settings import Columns, QuestionAnsweringSettings
 from llmkit.tasks.tables import EMBEDDED, embedded_file
 from llmkit.training.arguments import TrainingConfig
 
@@ -28,7 +28,7 @@ _OF_THE_ENGINE = {
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(Columns, TrainingConfig):
+class FinetuneConfig(Columns, QuestionAnsweringSettings, TrainingConfig):
     """Settings of the finetune stage."""
 
     renamed: ClassVar = {**TrainingConfig.renamed, **_OF_THE_ENGINE}
@@ -57,7 +57,7 @@ class FinetuneConfig(Columns, TrainingConfig):
     """What the model is to learn."""
 
     train_file: str | None = option(None, role="files")
-    """Training examples: .csv, .tsv, .jsonl or .parquet, one a row."""
+    """Training examples: .csv, .tsv, .jsonl or .parquet, one a row, or the .json of SQuAD."""
 
     validation_file: str | None = option(None, role="files")
     """Validation examples; without it, and without a validation split of the data set, a share of training is held out."""
@@ -76,7 +76,8 @@ class FinetuneConfig(Columns, TrainingConfig):
     """Share of the training examples held out where there is no validation set; of classes, the same share of each."""
 
     max_length: int | None = option(None)
-    """Longest input in tokens; longer texts are cut. None: what the model takes."""
+    """Longest input in tokens; longer texts are cut, and contexts of questions divided. None: what the model takes; of
+    question answering at most 384."""
 
     max_train_samples: int | None = option(None)
     """Use only this many training examples, drawn by the seed."""

@@ -130,7 +130,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     _check_metric(config, task)
     tokenizer = task.load_tokenizer(config.model_name_or_path or _tokenizer_of(config, workspace, data.train))
     start, new = _start(config, workspace, task, tokenizer)
-    max_length = context_length(_config_of(start, task), tokenizer, config.max_length)
+    model_config = _config_of(start, task)
+    max_length = task.adapt_to(model_config, context_length(model_config, tokenizer, config.max_length))
     tokenizer.model_max_length = max_length
     train, validation = (
         features_of(task, examples, tokenizer, max_length, workspace) for examples in (data.train, data.validation)
@@ -258,6 +259,7 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         load_best_model_at_end=True,
         metric_for_best_model=best,
         greater_is_better=task.metrics.get(best, False),
+        label_names=["labels"],  # of every task; Trainer would look for those of the model's own loss
     )
     per_step = samples_per_step(arguments)
     if config.max_steps < 0:
@@ -325,7 +327,8 @@ def finish(config: FinetuneConfig, workspace: Workspace, prepared: Prepared, tra
         **task.described(),
         "train": {
             "examples": len(data.train),
-            "truncated": prepared.train.facts.get("truncated", 0),
+            "truncated": 0,
+            **prepared.train.facts,
             "texts_with_several_labels": conflicting(data.train),
             "sha256": digest(data.train),
             **task.facts(data.train),
