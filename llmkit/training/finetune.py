@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import FieldSpec, option
 from llmkit.tasks.registry import TaskName
-from llmkit.tasks.settings import Columns
+from llmkit.tasks.settings import Columns, TextGenerationSettings, TranslationSettings, WritingSettings
 from llmkit.tasks.tables import EMBEDDED, embedded_file
 from llmkit.training.arguments import TrainingConfig
 
@@ -27,7 +27,7 @@ _OF_THE_ENGINE = {
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(Columns, TrainingConfig):
+class FinetuneConfig(Columns, WritingSettings, TranslationSettings, TextGenerationSettings, TrainingConfig):
     """Settings of the finetune stage."""
 
     renamed: ClassVar = {**TrainingConfig.renamed, **_OF_THE_ENGINE}
