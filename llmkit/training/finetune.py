@@ -11,6 +11,7 @@ from llmkit.config import FieldSpec, option
 from llmkit.tasks.registry import TaskName
 from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import EMBEDDED, embedded_file
+from llmkit.training.adaptation import AdaptationSettings
 from llmkit.training.arguments import TrainingConfig
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _OF_THE_ENGINE = {
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(Columns, TrainingConfig):
+class FinetuneConfig(Columns, AdaptationSettings, TrainingConfig):
     """Settings of the finetune stage."""
 
     renamed: ClassVar = {**TrainingConfig.renamed, **_OF_THE_ENGINE}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,12 +22,17 @@ from llmkit.tasks.features import Features, cached, padding_waste
 from llmkit.tasks.registry import task_class
 from llmkit.tasks.tables import read_dataset, read_table, source_name, validation_split
 from llmkit.training.card import settings_table, write_card
+from llmkit.training.distillation import Distillation, Teacher, load_teacher
+from llmkit.training.freezing import freeze, trained_parameters
 from llmkit.training.hardware import on_cpu, set_up
 from llmkit.training.instability import UpdateGuard
+from llmkit.training.lora import adapted, check_lora
 from llmkit.training.order import LengthGrouped, OrderedSamples
 from llmkit.training.pipeline_parallel import pipeline_degree
 from llmkit.training.schedules import RunLength, schedule_of
-from llmkit.training.seed_model import made_once, seed_model
+from llmkit.training.search import searched
+from llmkit.training.seed_model import made_once
+from llmkit.training.seeds import train_seeds
 from llmkit.training.shards import distributed_config
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
 
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 _NEVER = 2**62
 _FEATURES = ".features"
 _TOKENIZER = "seed-tokenizer"
+_NEW_WEIGHTS = "new-weights.json"
 _VOCABULARY = 8192
 _CONTEXT = 512
 
@@ -91,7 +98,15 @@ def load_examples(config: FinetuneConfig, task: Task[Any]) -> Examples:
 
 def train_task(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
     """Fine-tune a model for a task; see `finetune.finetune`."""
+    if config.search_trials:
+        chosen, search = searched(config, workspace)
+        return {**train_task(chosen, workspace), "search": search}
     prepared = prepare(config, workspace)
+    return (train_seeds if config.seeds else train)(config, workspace, prepared)
+
+
+def train(config: FinetuneConfig, workspace: Workspace, prepared: Prepared) -> dict[str, Any]:
+    """Train one model."""
     trainer = new_trainer(config, workspace, prepared)
     trainer.run(config.resume)
     return finish(config, workspace, prepared, trainer)
@@ -111,6 +126,7 @@ class Prepared:
     max_length: int
     train: Features
     validation: Features
+    teacher: Teacher | None = None
 
 
 def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
@@ -122,6 +138,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     set_up(config)
     if pipeline_degree() > 1:
         raise ConfigError(["accelerate_config: only pretraining has a pipeline; take another layout, such as fsdp2"])
+    if config.peft:
+        check_lora()
     disable_progress_bar()
     task = task_class(config.task).of_config(config)
     data = load_examples(config, task)
@@ -129,9 +147,11 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     task.check(data.validation, "validation")
     _check_metric(config, task)
     tokenizer = task.load_tokenizer(config.model_name_or_path or _tokenizer_of(config, workspace, data.train))
-    start, new = _start(config, workspace, task, tokenizer)
+    first = config.seeds[0] if config.seeds else config.seed
+    start, new = start_of(replace(config, seed=first), workspace, task, tokenizer)
     max_length = context_length(_config_of(start, task), tokenizer, config.max_length)
     tokenizer.model_max_length = max_length
+    teacher = load_teacher(config, task, tokenizer, max_length) if config.teacher else None
     train, validation = (
         features_of(task, examples, tokenizer, max_length, workspace) for examples in (data.train, data.validation)
     )
@@ -142,7 +162,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
         workspace.say(sentence)
     workspace.say(f"{train.facts.get('truncated', 0)} training texts cut at {max_length} tokens")
     _warn_of_copies(data, workspace)
-    return Prepared(task, data, tokenizer, start, new, max_length, train, validation)
+    return Prepared(task, data, tokenizer, start, new, max_length, train, validation, teacher)
 
 
 def _config_of(start: str, task: Task[Any]) -> Any:
@@ -179,7 +199,15 @@ def features_of(task: Task[Any], data: list[Any], tokenizer: Any, max_length: in
         "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer),
         "max_length": max_length,
     }
-    return cached(workspace.directory.parent / _FEATURES, key, lambda: task.features(data, tokenizer, max_length))
+
+    def make() -> Features:
+        made = task.features(data, tokenizer, max_length)
+        if tokenizer.is_fast:  # it remembers how it was called last, and would be saved with that
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.backend_tokenizer.no_padding()
+        return made
+
+    return cached(workspace.directory.parent / _FEATURES, key, make)
 
 
 def _tokenizer_of(config: FinetuneConfig, workspace: Workspace, train: list[Example]) -> str:
@@ -198,21 +226,22 @@ def _tokenizer_of(config: FinetuneConfig, workspace: Workspace, train: list[Exam
     return str(made_once(workspace, _TOKENIZER, write))
 
 
-def _start(config: FinetuneConfig, workspace: Workspace, task: Task[Any], tokenizer: Any) -> tuple[str, list[str]]:
+def start_of(config: FinetuneConfig, workspace: Workspace, task: Task[Any], tokenizer: Any) -> tuple[str, list[str]]:
     """The model that training starts from, and which of its weights are new; on several ranks a seed model with a head.
 
     Before the arguments of training: under ZeRO-3 they change how transformers creates models.
     """
-    if config.model_name_or_path and rank()[1] == 1:
+    if config.model_name_or_path and not config.random_start and rank()[1] == 1:
         return config.model_name_or_path, []
-    new: list[str] = []
 
-    def with_head() -> Any:
+    def with_head() -> tuple[Any, list[str]]:
+        if config.random_start:
+            base = _config_of(config.model_name_or_path or "", task)
+            base.update({**task.head(), "pad_token_id": tokenizer.pad_token_id})
+            return new_model(base, config.seed, task.auto_class), []
         if config.model_name_or_path:
             how = (tokenizer, config.seed, config.attn_implementation)
-            model, missing = task.load_model(config.model_name_or_path, *how)
-            new.extend(missing)
-            return model
+            return task.load_model(config.model_name_or_path, *how)
         model_config = custom_config(
             config.model_type or "",
             config.config_overrides,
@@ -221,9 +250,15 @@ def _start(config: FinetuneConfig, workspace: Workspace, task: Task[Any], tokeni
             task.auto_class,
             {**task.head(), **task.new_config(tokenizer)},
         )
-        return new_model(model_config, config.seed, task.auto_class)
+        return new_model(model_config, config.seed, task.auto_class), []
 
-    return str(seed_model(workspace, with_head)), new
+    def write(place: Path) -> None:
+        model, new = with_head()
+        model.save_pretrained(place)
+        (place / _NEW_WEIGHTS).write_text(json.dumps(new), encoding="utf-8")
+
+    place = made_once(workspace, f"{config.seed}-seed-model", write)
+    return str(place), json.loads((place / _NEW_WEIGHTS).read_text(encoding="utf-8"))
 
 
 class _AfterEachEpoch(TrainerCallback):
@@ -265,6 +300,15 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
     if new:
         more = f" and {len(new) - 4} more" if len(new) > 4 else ""
         workspace.say(f"all weights are those of the base model, except for new ones: {', '.join(new[:4])}{more}")
+    adapter = adapted(model, new, config)
+    if adapter is not None:
+        workspace.say(str(adapter))
+    elif config.freeze:
+        workspace.say(freeze(model, config.freeze))
+    distillation = None
+    if prepared.teacher is not None:
+        how_much = (config.distillation_temperature, config.distillation_alpha)
+        distillation = Distillation(prepared.teacher, task.loss, *how_much)
     multiple = 1 if on_cpu(config) else 8
     ordered = OrderedSamples(cast(Any, prepared.train), len(prepared.train), arguments.max_steps, per_step, config.seed)
     if config.train_sampling_strategy == "group_by_length":
@@ -279,6 +323,8 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         guard=UpdateGuard.of(config),
         schedule=lambda steps: schedule_of(config, RunLength(steps, steps_per_epoch)),
         items="examples",
+        adapter=adapter,
+        distillation=distillation,
         model=model,
         args=arguments,
         train_dataset=ordered,
@@ -286,7 +332,7 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         processing_class=tokenizer,
         data_collator=task.collator(tokenizer, multiple),
         compute_metrics=task.compute_metrics(prepared.data.validation, prepared.validation),
-        compute_loss_func=task.loss,
+        compute_loss_func=distillation.loss if distillation else task.loss,
     )
     if config.eval_steps is None:
         trainer.add_callback(_AfterEachEpoch(steps_per_epoch))
@@ -317,7 +363,8 @@ def finish(config: FinetuneConfig, workspace: Workspace, prepared: Prepared, tra
     metrics = {
         **describe_run(trainer),
         "task": task.name,
-        "parameters": parameter_counts(model),
+        "parameters": trainer.adapter.parameters if trainer.adapter else parameter_counts(model),
+        "trained_parameters": trained_parameters(model),
         **task.described(),
         "train": {
             "examples": len(data.train),

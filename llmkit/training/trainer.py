@@ -43,6 +43,8 @@ from llmkit.training.z_loss import ZLoss
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
     from llmkit.training.arguments import TrainingConfig
+    from llmkit.training.distillation import Distillation
+    from llmkit.training.lora import Adapter
 
 
 NVME = "nvme-offload"
@@ -126,6 +128,8 @@ class LLMKitTrainer(Trainer):
         schedule: Callable[[int], Schedule | None] = lambda steps: None,
         z_loss: float = 0.0,
         lr_multipliers: Mapping[str, float] | None = None,
+        adapter: Adapter | None = None,
+        distillation: Distillation | None = None,
         **arguments: Any,
     ):
         """As `Trainer`.
@@ -144,8 +148,10 @@ class LLMKitTrainer(Trainer):
             schedule: gives the learning rate's schedule for a number of steps; None where transformers computes it.
             z_loss: weight of the z-loss that is added to the training loss of a language model.
             lr_multipliers: what the learning rate of each parameter is multiplied with, by its name; None: with nothing.
+            adapter: low-rank updates of the model, which alone are trained; what is saved has them added to its weights.
+            distillation: asks a teacher in training; its `loss` is the `compute_loss_func`.
         """
-        self._lr_multipliers = lr_multipliers
+        self._lr_multipliers, self.adapter, self.distillation = lr_multipliers, adapter, distillation
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         # transformers cannot write the optimizer of a model that it has divided itself, and refuses to begin; `shards` can.
         save_only_model = arguments["args"].save_only_model
@@ -509,6 +515,8 @@ class LLMKitTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The loss; in evaluation of a language model scaled so that the mean over samples is the mean over tokens."""
         if model.training:
+            if self.distillation is not None:
+                self.distillation.ask(inputs)
             if self.z_loss is None:
                 return super().compute_loss(model, inputs, return_outputs, **kwargs)
             labels = inputs["labels"]
@@ -568,8 +576,12 @@ class LLMKitTrainer(Trainer):
                 config.use_cache = while_training
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.adapter is not None and self.args.should_save:
+            state_dict = self.adapter.state_dict()
         with self._config_as_given():
             super()._save(output_dir, state_dict)
+        if self.adapter is not None and self.args.should_save:
+            self.adapter.save(Path(output_dir or self.args.output_dir))
         # A pickle of transformers, which nothing of ours reads: llmkit.yaml says the same and can be read by a person.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
@@ -667,6 +679,9 @@ class LLMKitTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The weights of a checkpoint. Those of another layout come with the optimizer's state, when there is one."""
+        if self.adapter is not None:
+            self.adapter.load(Path(resume_from_checkpoint))
+            return
         divided = Path(resume_from_checkpoint, checkpoints.SHARDS).exists() or self._universal is not None
         if not self._is_in_shards() and not divided:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -698,6 +713,9 @@ class LLMKitTrainer(Trainer):
             group["lr"] = rate
 
     def _load_best_model(self) -> None:
+        if self.adapter is not None:
+            self.adapter.load(Path(self.state.best_model_checkpoint or ""))
+            return
         place = Path(self.state.best_model_checkpoint or "", checkpoints.SHARDS)
         if not place.exists():
             super()._load_best_model()
@@ -711,6 +729,10 @@ class LLMKitTrainer(Trainer):
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _check_written(self, written: Path) -> None:
+        if self.adapter is not None:
+            self.adapter.check(written)
+            checkpoints.check_weights(written, self.adapter)
+            return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         checkpoints.check_weights(written, None if self._is_partitioned() else model)
 
