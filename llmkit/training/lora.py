@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -70,7 +70,7 @@ class Adapter:
         targets = _targets(model, whole, config.lora_target_modules)
         settings = LoraConfig(
             r=config.lora_r,
-            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+            lora_alpha=cast(Any, config.lora_alpha),  # peft multiplies with it, and declares a whole number
             lora_dropout=config.lora_dropout,
             target_modules=targets,
             modules_to_save=whole or None,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,11 @@ from llmkit.errors import ConfigError
 from llmkit.pipeline.artefact import write_synced
 from llmkit.pipeline.ranks import rank
 from llmkit.pipeline.stage import Workspace
+from llmkit.training.instability import Diverged
 
 if TYPE_CHECKING:
     from llmkit.training.finetune import FinetuneConfig
+    from llmkit.training.trainer import LLMKitTrainer
 
 RECORD = "search.json"
 _PLACE = "trials"
@@ -61,14 +64,20 @@ def searched(config: FinetuneConfig, workspace: Workspace) -> tuple[FinetuneConf
         values = _propose(config, trials, number, found.get("greater_is_better", True))
         place = Workspace(workspace.directory / _PLACE / str(number), say=_silent)
         place.directory.mkdir(parents=True, exist_ok=True)
-        metric, greater, value = _value_of(with_settings(config, values), place)
-        found |= {"metric": metric, "greater_is_better": greater}
+        trainer = _trainer(with_settings(config, values), place)
+        metric = str(trainer.args.metric_for_best_model).removeprefix("eval_")
+        found |= {"metric": metric, "greater_is_better": bool(trainer.args.greater_is_better)}
+        value = _value_of(trainer, metric)
         trials.append({"number": number, "params": values, "value": value})
         write_synced(record, json.dumps(found, indent=1) + "\n")
         shutil.rmtree(place.directory)
-        workspace.say(f"search: trial {number + 1} of {count}: {metric} {value:.4f} with {_in_words(values)}")
+        told = "has diverged" if value is None else f"{metric} {value:.4f}"
+        workspace.say(f"search: trial {number + 1} of {count}: {told} with {_in_words(values)}")
     shutil.rmtree(workspace.directory / _PLACE, ignore_errors=True)
-    best = (max if found["greater_is_better"] else min)(trials, key=lambda trial: trial["value"])
+    learned = [trial for trial in trials if trial["value"] is not None]
+    if not learned:
+        raise ConfigError([f"search_space: all {count} trials have diverged; search smaller learning rates"])
+    best = (max if found["greater_is_better"] else min)(learned, key=lambda trial: trial["value"])
     workspace.say(f"search: trial {best['number'] + 1} is the best, {found['metric']} {best['value']:.4f}; training with it")
     return with_settings(config, best["params"]), {**found, "best": best}
 
@@ -83,8 +92,9 @@ def _propose(config: FinetuneConfig, trials: list[dict[str, Any]], number: int, 
     sampler = optuna.samplers.TPESampler(seed=seed)
     study = optuna.create_study(direction="maximize" if greater_is_better else "minimize", sampler=sampler)
     for trial in trials:
+        state = optuna.trial.TrialState.COMPLETE if trial["value"] is not None else optuna.trial.TrialState.FAIL
         kept = {"params": trial["params"], "distributions": distributions, "value": trial["value"]}
-        study.add_trial(optuna.trial.create_trial(**kept))
+        study.add_trial(optuna.trial.create_trial(state=state, **kept))
     return study.ask(distributions).params
 
 
@@ -108,15 +118,22 @@ def with_settings(config: FinetuneConfig, values: dict[str, Any]) -> FinetuneCon
     return resolve(type(config), [Source(changed, dict.fromkeys(values, "search_space"))]).config
 
 
-def _value_of(config: FinetuneConfig, workspace: Workspace) -> tuple[str, bool, float]:
-    """Train with the settings of a trial; the metric, whether more of it is better, and its best value on validation."""
+def _trainer(config: FinetuneConfig, workspace: Workspace) -> LLMKitTrainer:
+    """The Trainer of a trial."""
     from llmkit.training.finetuning import new_trainer, prepare
 
-    trainer = new_trainer(config, workspace, prepare(replace(config, seeds=None), workspace))
-    trainer.run(config.resume if config.resume == "never" else "auto")
-    metric = str(trainer.args.metric_for_best_model)
-    value = trainer.final_evaluation()[f"eval_{metric.removeprefix('eval_')}"]
-    return metric, bool(trainer.args.greater_is_better), value
+    config = replace(config, seeds=None)
+    return new_trainer(config, workspace, prepare(config, workspace))
+
+
+def _value_of(trainer: LLMKitTrainer, metric: str) -> float | None:
+    """Train; the best value of the metric on the validation set, or None where training has diverged."""
+    try:
+        trainer.run("auto")
+    except Diverged:
+        return None
+    value = float(trainer.final_evaluation()[f"eval_{metric}"])
+    return value if math.isfinite(value) else None
 
 
 def _in_words(values: dict[str, Any]) -> str:

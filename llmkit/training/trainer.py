@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_callback import ExportableState
 
 from llmkit.errors import ArtefactError, ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
@@ -252,6 +253,9 @@ class LLMKitTrainer(Trainer):
             if _GUARD in self.state.stateful_callbacks:
                 self.guard.restore(self.state.stateful_callbacks[_GUARD]["attributes"])
                 self._loss_in = self.state.stateful_callbacks[_LOSS]["attributes"]
+            for callback in self.callback_handler.callbacks:  # the patience that is left, say
+                if isinstance(callback, ExportableState) and (kept := self._kept_state(callback)):
+                    vars(callback).update(kept)
             # A checkpoint is written before the evaluation of its step, which the killed run may not have come to.
             at_this_step = self.args.eval_strategy == "steps" and self.state.global_step % self.args.eval_steps == 0
             self.args.eval_on_start = at_this_step and self._evaluated_at(self.state.global_step) is None
@@ -271,6 +275,14 @@ class LLMKitTrainer(Trainer):
             )
         return outcome
 
+    def _kept_state(self, callback: TrainerCallback) -> dict[str, Any]:
+        return self.state.stateful_callbacks.get(type(callback).__name__, {}).get("attributes", {})
+
+    def _has_lost_patience(self) -> bool:
+        """Whether early stopping has ended the run; one that is killed then is resumed from the checkpoint of that step."""
+        callbacks = (item for item in self.callback_handler.callbacks if isinstance(item, EarlyStoppingCallback))
+        return any(item.early_stopping_patience_counter >= item.early_stopping_patience for item in callbacks)
+
     def _run_epoch(self, **arguments: Any) -> None:
         """An epoch; none where a run is resumed that was killed after its last step, for which Trainer would make one more.
 
@@ -278,7 +290,7 @@ class LLMKitTrainer(Trainer):
         so the pass begins where the checkpoint was, and costs there what it costs at the start.
         """
         step, last = self.state.global_step, self.state.max_steps
-        if step >= last:
+        if step >= last or self._has_lost_patience():
             self.control.should_training_stop = True
             return
         self._restore_loss()
