@@ -76,6 +76,16 @@ STAGES = {
             scratch=_TRAINING_SCRATCH,
         ),
         Stage(
+            name="ablate",
+            summary="a base model and examples to what its pretraining is worth",
+            config="llmkit.evaluation.ablate:AblateConfig",
+            function="llmkit.evaluation.ablate:ablate",
+            next="llmkit evaluate --model_name_or_path {output}/pretrained --test_file TEST",
+            launched=True,
+            checkpoints="*/checkpoint-*",
+            scratch=(*_TRAINING_SCRATCH, ".features"),
+        ),
+        Stage(
             name="evaluate",
             summary="a task model and a test set to metrics with intervals",
             config="llmkit.evaluation.evaluate:EvaluateConfig",

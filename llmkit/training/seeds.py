@@ -57,7 +57,7 @@ def train_seeds(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
             write_synced(record, json.dumps(finished, indent=1) + "\n")
     if workspace.is_main:
         for seed in seeds[1:]:
-            _discard_scratch(seed_directory(workspace.directory, seed, seeds))
+            discard_scratch(seed_directory(workspace.directory, seed, seeds))
     validation = {name: [finished[str(seed)]["validation"][name] for seed in seeds] for name in prepared.task.metrics}
     summary = over_seeds(seeds, validation)
     for name, found in summary.items():
@@ -98,7 +98,8 @@ def in_words(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f}, sd {found['sd']:.3f})"
 
 
-def _discard_scratch(directory: Path) -> None:
+def discard_scratch(directory: Path) -> None:
+    """Remove what only a resume needs."""
     for pattern in SCRATCH:
         for path in directory.glob(pattern):
             if path.is_dir():
