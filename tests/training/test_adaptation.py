@@ -131,10 +131,13 @@ def test_a_resume_in_the_middle_of_an_epoch_is_exact_with_the_patience_that_was_
     assert again.manifest.digest == whole.manifest.digest
 
 
-def test_gradient_checkpointing_changes_nothing_of_what_is_learned(run: Any, asked: dict[str, Any], tmp_path: Path) -> None:
-    short = {**asked, "max_steps": 6}
+@pytest.mark.parametrize("adapted", [{}, {"peft": "lora"}, {"freeze": ["embeddings", "layers:1"]}])
+def test_gradient_checkpointing_changes_nothing_of_what_is_learned(
+    run: Any, asked: dict[str, Any], tmp_path: Path, adapted: dict[str, Any]
+) -> None:
+    short = {**asked, "max_steps": 6, **adapted}
     plain = run("finetune", tmp_path / "plain", **short)
-    frugal = run("finetune", tmp_path / "frugal", **short, gradient_checkpointing=True)
+    frugal = run("finetune", tmp_path / "frugal", **short, activation_checkpointing=True)
     losses = [[loss for _, loss, _ in told(made) if loss is not None] for made in (plain, frugal)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     assert len(losses[0]) == 6
