@@ -47,7 +47,7 @@ RENAMED = {
     "ray_scope": "dropped by transformers 5",
 }
 
-SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "*seed-tokenizer", "nvme-offload", "training_args.bin")
+SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "*seed-tokenizer", "nvme-offload", "training_args.bin", ".seeds.json")
 """What training leaves for a resume (and a pickle of transformers that says what llmkit.yaml says better), as patterns."""
 
 # Fields of TrainingArguments that llmkit decides itself, and why.

@@ -109,7 +109,9 @@ def train(config: FinetuneConfig, workspace: Workspace, prepared: Prepared) -> d
     """Train one model."""
     trainer = new_trainer(config, workspace, prepared)
     trainer.run(config.resume)
-    return finish(config, workspace, prepared, trainer)
+    metrics = finish(config, workspace, prepared, trainer)
+    trainer.accelerator.free_memory()  # for a next one
+    return metrics
 
 
 @dataclass
@@ -139,7 +141,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     if pipeline_degree() > 1:
         raise ConfigError(["accelerate_config: only pretraining has a pipeline; take another layout, such as fsdp2"])
     if config.peft:
-        check_lora()
+        check_lora(config)
     disable_progress_bar()
     task = task_class(config.task).of_config(config)
     data = load_examples(config, task)
@@ -419,7 +421,7 @@ def _describe(config: FinetuneConfig, task: Task[Any], directory: Path, metrics:
     }
     origin = f"from `{_base_model(config.model_name_or_path)}`" if config.model_name_or_path else "from random weights"
     sections = {
-        "What it is": f"{task.what_it_is()}, fine-tuned with llmkit {origin}.",
+        "What it is": f"{task.what_it_is()}, fine-tuned with llmkit {origin}.{_means(config)}",
         "How to use it": f"```python\n{task.usage}\n```",
         "Validation": settings_table(metrics["validation"]),
         "Training": settings_table({"data": data, "examples": metrics["train"]["examples"], "steps": metrics["steps"]}),
@@ -427,6 +429,18 @@ def _describe(config: FinetuneConfig, task: Task[Any], directory: Path, metrics:
         "on a test set.",
     }
     write_card(directory, front, task.title, sections)
+
+
+def _means(config: FinetuneConfig) -> str:
+    """What of it was trained, and from what it learned beside the examples, in sentences."""
+    means = ""
+    if config.peft:
+        means += f" Low-rank updates (LoRA) of rank {config.lora_r} were trained and added to its weights; see `adapter/`."
+    if config.freeze:
+        means += f" Not trained were: {', '.join(config.freeze)}."
+    if config.teacher:
+        means += f" It was distilled from `{_base_model(config.teacher)}`."
+    return means
 
 
 def _base_model(name: str) -> str:

@@ -34,7 +34,7 @@ ADAPTER = "adapter"
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def check_lora() -> None:
+def check_lora(config: FinetuneConfig) -> None:
     """Refuse to begin where peft is missing, or under a layout that LoRA does not work with.
 
     Raises:
@@ -43,7 +43,8 @@ def check_lora() -> None:
     if importlib.util.find_spec("peft") is None:
         raise ConfigError(["peft: LoRA needs the package peft; install it with `pip install 'llmkit[peft]'`"])
     divided = any(os.environ.get(f"ACCELERATE_USE_{engine}", "false") == "true" for engine in ("FSDP", "DEEPSPEED"))
-    if divided or dimension("tensor") > 1:
+    asked = config.training_arguments.get("fsdp") or config.training_arguments.get("deepspeed")
+    if divided or asked or dimension("tensor") > 1:
         raise ConfigError(
             [
                 "peft: the updates are added to whole weights when a checkpoint is written, and this layout divides weights "

@@ -133,6 +133,7 @@ def _value_of(trainer: LLMKitTrainer, metric: str) -> float | None:
     except Diverged:
         return None
     value = float(trainer.final_evaluation()[f"eval_{metric}"])
+    trainer.accelerator.free_memory()
     return value if math.isfinite(value) else None
 
 

@@ -1,8 +1,8 @@
 """Several seeds: one model for each, in one result, and what they have in common.
 
 The result is the model of the first seed, which is chosen before anything is known of it, so that its metrics are not better
-than those of any other. The others lie in `seeds/<seed>/`. `seeds.json` says which are finished: a killed run goes on with the
-seed and at the step where it was.
+than those of any other. The others lie in `seeds/<seed>/`. Until all are trained, `.seeds.json` says which are finished: a
+killed run goes on with the seed and at the step where it was.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmkit.training.finetune import FinetuneConfig
     from llmkit.training.finetuning import Prepared
 
-RECORD = "seeds.json"
+RECORD = ".seeds.json"
 
 _LEVEL = 0.95
 

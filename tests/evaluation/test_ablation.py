@@ -48,6 +48,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert unclear["sentence"].startswith("No clear difference in f1")
 
 
+@pytest.mark.slow
 def test_both_starts_are_compared_and_a_stopped_ablation_goes_on(
     run: Any,
     asked: dict[str, Any],

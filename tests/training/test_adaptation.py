@@ -117,6 +117,7 @@ def test_what_cannot_be_frozen_is_refused(patterns: list[str], said: str) -> Non
 # Resume, early stopping, gradient checkpointing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logs", [8, 15, 17])
 def test_a_resume_in_the_middle_of_an_epoch_is_exact_with_the_patience_that_was_left(
     run: Any, asked: dict[str, Any], resumed_after: Resume, tmp_path: Path, logs: int
@@ -131,6 +132,7 @@ def test_a_resume_in_the_middle_of_an_epoch_is_exact_with_the_patience_that_was_
     assert again.manifest.digest == whole.manifest.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", [{}, {"peft": "lora"}, {"freeze": ["embeddings", "layers:1"]}])
 def test_gradient_checkpointing_changes_nothing_of_what_is_learned(
     run: Any, asked: dict[str, Any], tmp_path: Path, adapted: dict[str, Any]
@@ -151,6 +153,7 @@ def several(run: Any, asked: dict[str, Any], tmp_path_factory: pytest.TempPathFa
     return run("finetune", tmp_path_factory.mktemp("seeds") / "m", **asked, seeds=[3, 5])
 
 
+@pytest.mark.slow
 def test_each_seed_gives_the_model_that_it_gives_alone(
     run: Any, asked: dict[str, Any], several: Artefact, toy_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -186,6 +189,7 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert found["high"] - found["mean"] == pytest.approx(4.302653 * 0.04 / 3**0.5, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_several_seeds_goes_on_in_the_second(
     asked: dict[str, Any], several: Artefact, resumed_after: Resume, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +207,7 @@ def test_a_killed_run_of_several_seeds_goes_on_in_the_second(
 SPACE = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "per_device_train_batch_size": {"choices": [8, 16]}}
 
 
+@pytest.mark.slow
 def test_a_search_trains_with_the_best_it_found_and_a_killed_one_goes_on(
     run: Any, asked: dict[str, Any], resumed_after: Resume, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,6 +311,7 @@ def test_labels_are_matched_by_name(classifier: Artefact, tmp_path: Path) -> Non
     assert torch.equal(plain, mapped.flip(-1))
 
 
+@pytest.mark.slow
 def test_a_teacher_that_cannot_teach_is_refused(
     run: Any, classifier: Artefact, base_model: Artefact, asked: dict[str, Any], tmp_path: Path
 ) -> None:
