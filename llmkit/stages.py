@@ -18,9 +18,7 @@ from llmkit.pipeline.artefact import Artefact, FileHashes
 from llmkit.pipeline.ranks import on_several_nodes
 from llmkit.pipeline.stage import Stage, finished_line, identify, load_target, rank, run_stage
 from llmkit.pipeline.stage import data_ranks as ranks_with_samples
-
-# What a training stage leaves for a resume, and a pickle of transformers that says what llmkit.yaml says better.
-_TRAINING_SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "*seed-tokenizer", "nvme-offload", "training_args.bin")
+from llmkit.training.arguments import SCRATCH as _TRAINING_SCRATCH
 
 STAGES = {
     stage.name: stage
@@ -76,6 +74,16 @@ STAGES = {
             launched=True,
             checkpoints="checkpoint-*",
             scratch=_TRAINING_SCRATCH,
+        ),
+        Stage(
+            name="ablate",
+            summary="a base model and examples to what its pretraining is worth",
+            config="llmkit.evaluation.ablate:AblateConfig",
+            function="llmkit.evaluation.ablate:ablate",
+            next="llmkit evaluate --model_name_or_path {output}/pretrained --test_file TEST",
+            launched=True,
+            checkpoints="*/checkpoint-*",
+            scratch=(*_TRAINING_SCRATCH, ".features"),
         ),
         Stage(
             name="evaluate",

@@ -48,6 +48,7 @@ PLACEHOLDERS = (
     "prompts.txt",
     "my_dataset/data.jsonl",
     "my_base_model/config.json",
+    "runs/three/config.json",
 )
 # What earlier commands of the guides have made, and what has to be read.
 MADE = {

@@ -29,6 +29,11 @@ class Metric:
     average: str | None = None
     label: str | None = None
 
+    @property
+    def key(self) -> str:
+        """Its name in manifests and tables."""
+        return self.name if self.average is None else f"{self.name}_{self.average}"
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -15,6 +15,7 @@ from llmkit.config import Source, resolve
 from llmkit.errors import LLMKitError
 from llmkit.evaluation.intervals import LEVEL, Metric
 from llmkit.evaluation.measured import Measured, Predictions, evaluation_of
+from llmkit.evaluation.seeds import TestSet, headline, measure_seeds, seeds_of
 from llmkit.pipeline.artefact import Artefact, enclosing
 from llmkit.tasks.base import Task, conflicting, digest, seen
 from llmkit.tasks.loading import load_task_model
@@ -22,6 +23,7 @@ from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import Split, read_dataset, read_table, source_name
 from llmkit.training.finetune import FinetuneConfig
 from llmkit.training.finetuning import Examples, load_examples
+from llmkit.training.seeds import in_words
 
 if TYPE_CHECKING:
     from llmkit.evaluation.evaluate import EvaluateConfig
@@ -67,13 +69,18 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
         _add_baselines(result, task, trained_on.train if trained_on else [], test, measured, config.seed)
         if not result["baselines"]:
             result["baselines_left_out"] = reason
+    if seeds := seeds_of(config.model_name_or_path, finetuned):
+        columns = columns_of(config, finetuned)
+        on = TestSet(data, columns, config.task, config.per_device_eval_batch_size, config.seed)
+        result["seeds"] = measure_seeds(Path(config.model_name_or_path), seeds, headline(measured), on)
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (workspace.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
     _write_predictions(workspace.directory / "predictions.parquet", test, predictions, measured)
     for line in _summary(measured, result):
         workspace.say(line)
     overall = {metric_key(metric): _with_interval(metric) for metric in measured.metrics if metric.label is None}
-    return {"task": task.name, "n": len(test), **overall}
+    over_seeds = {"seeds": result["seeds"]} if seeds else {}
+    return {"task": task.name, "n": len(test), **overall, **over_seeds}
 
 
 def finetuned_artefact(name: str) -> Artefact | None:
@@ -161,7 +168,7 @@ def _shown(target: Any) -> str:
 
 def metric_key(metric: Metric) -> str:
     """The name of a metric in manifests and tables."""
-    return metric.name if metric.average is None else f"{metric.name}_{metric.average}"
+    return metric.key
 
 
 def _with_interval(metric: Metric) -> dict[str, float | None]:
@@ -173,6 +180,8 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
     lines = [f"{result['dataset']} ({result['split']}), n = {result['n']}, 95% intervals:"]
     for metric in measured.headline:
         lines.append(f"  {metric_key(metric):10} {metric.value:.3f}  ({metric.low:.3f} to {metric.high:.3f})")
+    for name, found in result.get("seeds", {}).get("metrics", {}).items():
+        lines.append(f"  {name}, mean over {len(found['values'])} seeds: {in_words(found)}")
     lines += [f"  {item['sentence']}" for item in result["comparison"]]
     overlap = result["overlap"]
     if overlap is not None and overlap["either"]["examples"]:

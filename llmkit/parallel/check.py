@@ -129,6 +129,9 @@ def _stage_of(words: list[str]) -> tuple[str, list[str]]:
     keys = {key for source in read_settings_file(path) for key in source.values}
     unknown = {name: len(keys - accepted(STAGES[name].config_class).keys()) for name in launched}
     best = [name for name in launched if unknown[name] == min(unknown.values())]
+    # Who takes all that another one takes, and more, is not who is meant.
+    kinds = {name: STAGES[name].config_class for name in best}
+    best = [name for name in best if not any(issubclass(kinds[name], kinds[other]) for other in best if other != name)]
     if len(best) > 1:
         raise LLMKitError(
             f"check: {first} could be settings of {' and of '.join(best)}; write llmkit check {best[0]} --config {first}"

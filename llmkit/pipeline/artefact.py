@@ -84,7 +84,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """One hash of all content: equal digests mean equal bytes (records of how it was made left out)."""
-        content = (record for record in self.files if record.path.partition("/")[0] not in _RECORDS)
+        content = (record for record in self.files if not _RECORDS.intersection(record.path.split("/")))
         parts = sorted(f"{record.path}\0{record.sha256}" for record in content)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -47,6 +47,9 @@ RENAMED = {
     "ray_scope": "dropped by transformers 5",
 }
 
+SCRATCH = ("checkpoint-*", ".writing", "*seed-model", "*seed-tokenizer", "nvme-offload", "training_args.bin", ".seeds.json")
+"""What training leaves for a resume (and a pickle of transformers that says what llmkit.yaml says better), as patterns."""
+
 # Fields of TrainingArguments that llmkit decides itself, and why.
 _OURS = {
     "output_dir": "give `--output_dir` on the command line",

@@ -17,6 +17,7 @@ from llmkit.tasks.settings import (
     WritingSettings,
 )
 from llmkit.tasks.tables import EMBEDDED, embedded_file
+from llmkit.training.adaptation import AdaptationSettings
 from llmkit.training.arguments import TrainingConfig
 
 if TYPE_CHECKING:
@@ -35,7 +36,13 @@ _OF_THE_ENGINE = {
 
 @dataclass(kw_only=True)
 class FinetuneConfig(
-    Columns, QuestionAnsweringSettings, WritingSettings, TranslationSettings, TextGenerationSettings, TrainingConfig
+    Columns,
+    QuestionAnsweringSettings,
+    WritingSettings,
+    TranslationSettings,
+    TextGenerationSettings,
+    AdaptationSettings,
+    TrainingConfig,
 ):
     """Settings of the finetune stage."""
 

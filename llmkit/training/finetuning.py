@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,12 +24,17 @@ from llmkit.tasks.language import LanguageTask, packed
 from llmkit.tasks.registry import task_class
 from llmkit.tasks.tables import read_dataset, read_table, source_name, validation_split
 from llmkit.training.card import settings_table, write_card
+from llmkit.training.distillation import Distillation, Teacher, load_teacher
+from llmkit.training.freezing import freeze, trained_parameters
 from llmkit.training.hardware import on_cpu, set_up
 from llmkit.training.instability import UpdateGuard
+from llmkit.training.lora import adapted, check_lora
 from llmkit.training.order import LengthGrouped, OrderedSamples
 from llmkit.training.pipeline_parallel import pipeline_degree
 from llmkit.training.schedules import RunLength, schedule_of
-from llmkit.training.seed_model import made_once, seed_model
+from llmkit.training.search import searched
+from llmkit.training.seed_model import made_once
+from llmkit.training.seeds import train_seeds
 from llmkit.training.shards import distributed_config
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
 from llmkit.training.written import WrittenMetrics
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
 _NEVER = 2**62
 _FEATURES = ".features"
 _TOKENIZER = "seed-tokenizer"
+_NEW_WEIGHTS = "new-weights.json"
 _VOCABULARY = 8192
 _CONTEXT = 512
 
@@ -94,10 +101,20 @@ def load_examples(config: FinetuneConfig, task: Task[Any]) -> Examples:
 
 def train_task(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
     """Fine-tune a model for a task; see `finetune.finetune`."""
+    if config.search_trials:
+        chosen, search = searched(config, workspace)
+        return {**train_task(chosen, workspace), "search": search}
     prepared = prepare(config, workspace)
+    return (train_seeds if config.seeds else train)(config, workspace, prepared)
+
+
+def train(config: FinetuneConfig, workspace: Workspace, prepared: Prepared) -> dict[str, Any]:
+    """Train one model."""
     trainer = new_trainer(config, workspace, prepared)
     trainer.run(config.resume)
-    return finish(config, workspace, prepared, trainer)
+    metrics = finish(config, workspace, prepared, trainer)
+    trainer.accelerator.free_memory()  # for a next one
+    return metrics
 
 
 @dataclass
@@ -114,6 +131,7 @@ class Prepared:
     max_length: int
     train: Features
     validation: Features
+    teacher: Teacher | None = None
 
 
 def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
@@ -125,6 +143,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     set_up(config)
     if pipeline_degree() > 1:
         raise ConfigError(["accelerate_config: only pretraining has a pipeline; take another layout, such as fsdp2"])
+    if config.peft:
+        check_lora(config)
     disable_progress_bar()
     task = task_class(config.task).of_config(config)
     data = load_examples(config, task)
@@ -132,10 +152,12 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     task.check(data.validation, "validation")
     _check_metric(config, task)
     tokenizer = task.load_tokenizer(config.model_name_or_path or _tokenizer_of(config, workspace, data.train))
-    start, new = _start(config, workspace, task, tokenizer)
+    first = config.seeds[0] if config.seeds else config.seed
+    start, new = start_of(replace(config, seed=first), workspace, task, tokenizer)
     model_config = _config_of(start, task)
     max_length = task.adapt_to(model_config, context_length(model_config, tokenizer, config.max_length))
     tokenizer.model_max_length = max_length
+    teacher = load_teacher(config, task, tokenizer, max_length) if config.teacher else None
     train, validation = (
         features_of(task, examples, tokenizer, max_length, workspace) for examples in (data.train, data.validation)
     )
@@ -155,7 +177,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
         check_document_masking(task.load_model(start, *how)[0], "packing")
         train = packed(train, max_length)
         workspace.say(f"packed into {len(train):,} rows")
-    return Prepared(task, data, tokenizer, start, new, max_length, train, validation)
+    return Prepared(task, data, tokenizer, start, new, max_length, train, validation, teacher)
 
 
 def _config_of(start: str, task: Task[Any]) -> Any:
@@ -216,21 +238,22 @@ def _tokenizer_of(config: FinetuneConfig, workspace: Workspace, train: list[Exam
     return str(made_once(workspace, _TOKENIZER, write))
 
 
-def _start(config: FinetuneConfig, workspace: Workspace, task: Task[Any], tokenizer: Any) -> tuple[str, list[str]]:
+def start_of(config: FinetuneConfig, workspace: Workspace, task: Task[Any], tokenizer: Any) -> tuple[str, list[str]]:
     """The model that training starts from, and which of its weights are new; on several ranks a seed model with a head.
 
     Before the arguments of training: under ZeRO-3 they change how transformers creates models.
     """
-    if config.model_name_or_path and rank()[1] == 1:
+    if config.model_name_or_path and not config.random_start and rank()[1] == 1:
         return config.model_name_or_path, []
-    new: list[str] = []
 
-    def with_head() -> Any:
+    def with_head() -> tuple[Any, list[str]]:
+        if config.random_start:
+            base = _config_of(config.model_name_or_path or "", task)
+            base.update({**task.head(), "pad_token_id": tokenizer.pad_token_id})
+            return new_model(base, config.seed, task.auto_class_of(base)), []
         if config.model_name_or_path:
             how = (tokenizer, config.seed, config.attn_implementation)
-            model, missing = task.load_model(config.model_name_or_path, *how)
-            new.extend(missing)
-            return model
+            return task.load_model(config.model_name_or_path, *how)
         default = default_config(config.model_type or "")
         auto_class = task.auto_class_of(default)
         model_config = custom_config(
@@ -241,9 +264,15 @@ def _start(config: FinetuneConfig, workspace: Workspace, task: Task[Any], tokeni
             auto_class,
             {**task.head(), **task.new_config(tokenizer, default)},
         )
-        return new_model(model_config, config.seed, auto_class)
+        return new_model(model_config, config.seed, auto_class), []
 
-    return str(seed_model(workspace, with_head)), new
+    def write(place: Path) -> None:
+        model, new = with_head()
+        model.save_pretrained(place)
+        (place / _NEW_WEIGHTS).write_text(json.dumps(new), encoding="utf-8")
+
+    place = made_once(workspace, f"{config.seed}-seed-model", write)
+    return str(place), json.loads((place / _NEW_WEIGHTS).read_text(encoding="utf-8"))
 
 
 class _AfterEachEpoch(TrainerCallback):
@@ -286,6 +315,15 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
     if new:
         more = f" and {len(new) - 4} more" if len(new) > 4 else ""
         workspace.say(f"all weights are those of the base model, except for new ones: {', '.join(new[:4])}{more}")
+    adapter = adapted(model, new, config)
+    if adapter is not None:
+        workspace.say(str(adapter))
+    elif config.freeze:
+        workspace.say(freeze(model, config.freeze))
+    distillation = None
+    if prepared.teacher is not None:
+        how_much = (config.distillation_temperature, config.distillation_alpha)
+        distillation = Distillation(prepared.teacher, task.loss, *how_much)
     multiple = 1 if on_cpu(config) else 8
     ordered = OrderedSamples(cast(Any, prepared.train), len(prepared.train), arguments.max_steps, per_step, config.seed)
     if config.train_sampling_strategy == "group_by_length":
@@ -304,6 +342,8 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         guard=UpdateGuard.of(config),
         schedule=lambda steps: schedule_of(config, RunLength(steps, steps_per_epoch)),
         items=items,
+        adapter=adapter,
+        distillation=distillation,
         model=model,
         args=arguments,
         train_dataset=ordered,
@@ -311,7 +351,7 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         processing_class=tokenizer,
         data_collator=task.collator(tokenizer, multiple),
         compute_metrics=task.compute_metrics(prepared.data.validation, prepared.validation),
-        compute_loss_func=task.loss,
+        compute_loss_func=distillation.loss if distillation else task.loss,
         preprocess_logits_for_metrics=task.summary,
         targets_per_sample=task.targets_per_example(prepared.validation),
         further_metrics=written,
@@ -345,7 +385,8 @@ def finish(config: FinetuneConfig, workspace: Workspace, prepared: Prepared, tra
     metrics = {
         **describe_run(trainer),
         "task": task.name,
-        "parameters": parameter_counts(model),
+        "parameters": trainer.adapter.parameters if trainer.adapter else parameter_counts(model),
+        "trained_parameters": trained_parameters(model),
         **task.described(),
         "train": {
             "examples": len(data.train),
@@ -401,7 +442,7 @@ def _describe(config: FinetuneConfig, task: Task[Any], directory: Path, metrics:
     }
     origin = f"from `{_base_model(config.model_name_or_path)}`" if config.model_name_or_path else "from random weights"
     sections = {
-        "What it is": f"{task.what_it_is()}, fine-tuned with llmkit {origin}.",
+        "What it is": f"{task.what_it_is()}, fine-tuned with llmkit {origin}.{_means(config)}",
         "How to use it": f"```python\n{task.usage}\n```",
         "Validation": settings_table(metrics["validation"]),
         "Training": settings_table({"data": data, "examples": metrics["train"]["examples"], "steps": metrics["steps"]}),
@@ -409,6 +450,18 @@ def _describe(config: FinetuneConfig, task: Task[Any], directory: Path, metrics:
         "on a test set.",
     }
     write_card(directory, front, task.title, sections)
+
+
+def _means(config: FinetuneConfig) -> str:
+    """What of it was trained, and from what it learned beside the examples, in sentences."""
+    means = ""
+    if config.peft:
+        means += f" Low-rank updates (LoRA) of rank {config.lora_r} were trained and added to its weights; see `adapter/`."
+    if config.freeze:
+        means += f" Not trained were: {', '.join(config.freeze)}."
+    if config.teacher:
+        means += f" It was distilled from `{_base_model(config.teacher)}`."
+    return means
 
 
 def _base_model(name: str) -> str:

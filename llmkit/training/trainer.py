@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_callback import ExportableState
 
 from llmkit.errors import ArtefactError, ConfigError, StageStopped
 from llmkit.pipeline.artefact import LEDGER
@@ -43,6 +44,8 @@ from llmkit.training.z_loss import ZLoss
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
     from llmkit.training.arguments import TrainingConfig
+    from llmkit.training.distillation import Distillation
+    from llmkit.training.lora import Adapter
 
 
 NVME = "nvme-offload"
@@ -127,6 +130,8 @@ class LLMKitTrainer(Trainer):
         z_loss: float = 0.0,
         lr_multipliers: Mapping[str, float] | None = None,
         further_metrics: Callable[[LLMKitTrainer], dict[str, float]] | None = None,
+        adapter: Adapter | None = None,
+        distillation: Distillation | None = None,
         **arguments: Any,
     ):
         """As `Trainer`.
@@ -146,8 +151,11 @@ class LLMKitTrainer(Trainer):
             z_loss: weight of the z-loss that is added to the training loss of a language model.
             lr_multipliers: what the learning rate of each parameter is multiplied with, by its name; None: with nothing.
             further_metrics: what an evaluation measures beside its losses, called on every rank; see `written.py`.
+            adapter: low-rank updates of the model, which alone are trained; what is saved has them added to its weights.
+            distillation: asks a teacher in training; its `loss` is the `compute_loss_func`.
         """
         self._lr_multipliers, self._further_metrics = lr_multipliers, further_metrics
+        self.adapter, self.distillation = adapter, distillation
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         # transformers cannot write the optimizer of a model that it has divided itself, and refuses to begin; `shards` can.
         save_only_model = arguments["args"].save_only_model
@@ -248,6 +256,9 @@ class LLMKitTrainer(Trainer):
             if _GUARD in self.state.stateful_callbacks:
                 self.guard.restore(self.state.stateful_callbacks[_GUARD]["attributes"])
                 self._loss_in = self.state.stateful_callbacks[_LOSS]["attributes"]
+            for callback in self.callback_handler.callbacks:  # the patience that is left, say
+                if isinstance(callback, ExportableState) and (kept := self._kept_state(callback)):
+                    vars(callback).update(kept)
             # A checkpoint is written before the evaluation of its step, which the killed run may not have come to.
             at_this_step = self.args.eval_strategy == "steps" and self.state.global_step % self.args.eval_steps == 0
             self.args.eval_on_start = at_this_step and self._evaluated_at(self.state.global_step) is None
@@ -267,6 +278,14 @@ class LLMKitTrainer(Trainer):
             )
         return outcome
 
+    def _kept_state(self, callback: TrainerCallback) -> dict[str, Any]:
+        return self.state.stateful_callbacks.get(type(callback).__name__, {}).get("attributes", {})
+
+    def _has_lost_patience(self) -> bool:
+        """Whether early stopping has ended the run; one that is killed then is resumed from the checkpoint of that step."""
+        callbacks = (item for item in self.callback_handler.callbacks if isinstance(item, EarlyStoppingCallback))
+        return any(item.early_stopping_patience_counter >= item.early_stopping_patience for item in callbacks)
+
     def _run_epoch(self, **arguments: Any) -> None:
         """An epoch; none where a run is resumed that was killed after its last step, for which Trainer would make one more.
 
@@ -274,7 +293,7 @@ class LLMKitTrainer(Trainer):
         so the pass begins where the checkpoint was, and costs there what it costs at the start.
         """
         step, last = self.state.global_step, self.state.max_steps
-        if step >= last:
+        if step >= last or self._has_lost_patience():
             self.control.should_training_stop = True
             return
         self._restore_loss()
@@ -512,6 +531,8 @@ class LLMKitTrainer(Trainer):
         """The loss; in evaluation of a language model scaled so that the mean over samples is the mean over tokens."""
         labels: Any = inputs.get("labels")  # which Trainer takes out where the loss is a function of ours
         if model.training:
+            if self.distillation is not None:
+                self.distillation.ask(inputs)
             if self.z_loss is None:
                 return super().compute_loss(model, inputs, return_outputs, **kwargs)
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -577,8 +598,12 @@ class LLMKitTrainer(Trainer):
                 config.use_cache = while_training
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.adapter is not None and self.args.should_save:
+            state_dict = self.adapter.state_dict()
         with self._config_as_given():
             super()._save(output_dir, state_dict)
+        if self.adapter is not None and self.args.should_save:
+            self.adapter.save(Path(output_dir or self.args.output_dir))
         # A pickle of transformers, which nothing of ours reads: llmkit.yaml says the same and can be read by a person.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
@@ -676,6 +701,9 @@ class LLMKitTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The weights of a checkpoint. Those of another layout come with the optimizer's state, when there is one."""
+        if self.adapter is not None:
+            self.adapter.load(Path(resume_from_checkpoint))
+            return
         divided = Path(resume_from_checkpoint, checkpoints.SHARDS).exists() or self._universal is not None
         if not self._is_in_shards() and not divided:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -707,6 +735,9 @@ class LLMKitTrainer(Trainer):
             group["lr"] = rate
 
     def _load_best_model(self) -> None:
+        if self.adapter is not None:
+            self.adapter.load(Path(self.state.best_model_checkpoint or ""))
+            return
         place = Path(self.state.best_model_checkpoint or "", checkpoints.SHARDS)
         if not place.exists():
             super()._load_best_model()
@@ -720,6 +751,10 @@ class LLMKitTrainer(Trainer):
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _check_written(self, written: Path) -> None:
+        if self.adapter is not None:
+            self.adapter.check(written)
+            checkpoints.check_weights(written, self.adapter)
+            return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         checkpoints.check_weights(written, None if self._is_partitioned() else model)
 
