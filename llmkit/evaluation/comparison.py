@@ -49,7 +49,9 @@ def compare_accuracy(right: np.ndarray, baseline_right: np.ndarray, baseline: st
     return Comparison(baseline, metric, difference, low, high, p_value, sentence)
 
 
-def compare_means(values: np.ndarray, baseline_values: np.ndarray, baseline: str, metric: str, seed: int) -> Comparison:
+def compare_means(
+    values: np.ndarray, baseline_values: np.ndarray, baseline: str, metric: str, seed: int, lower_is_better: bool = False
+) -> Comparison:
     """Pair two systems on the same examples by a value per example: the mean difference with its bootstrap interval.
 
     The p-value is that of the sign-flip permutation test of the differences (Fisher 1935), by simulation.
@@ -71,6 +73,6 @@ def compare_means(values: np.ndarray, baseline_values: np.ndarray, baseline: str
     if p_value >= 1 - LEVEL or low <= 0 <= high:
         sentence = f"No clear difference from {baseline} in {metric}: {difference:+.3f} {between}."
     else:
-        kind = "Better" if difference > 0 else "Worse"
+        kind = "Better" if (difference > 0) != lower_is_better else "Worse"
         sentence = f"{kind} than {baseline} in {metric} by {abs(difference):.3f} {between}."
     return Comparison(baseline, metric, difference, low, high, p_value, sentence)

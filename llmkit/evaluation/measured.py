@@ -36,6 +36,8 @@ class Measured:
     """What else belongs into metrics.json, a confusion matrix say."""
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)
     """Further columns of predictions.parquet."""
+    lower_is_better: bool = False
+    """Whether `values` are errors."""
 
     @property
     def is_share(self) -> bool:
@@ -53,9 +55,9 @@ class Measured:
 
     def against(self, other: Measured, baseline: str, seed: int) -> Comparison:
         """How this differs from a baseline on the same examples."""
-        if self.is_share and other.is_share:
+        if self.is_share and other.is_share and not self.lower_is_better:
             return compare_accuracy(self.values > 0, other.values > 0, baseline, self.metric)
-        return compare_means(self.values, other.values, baseline, self.metric, seed)
+        return compare_means(self.values, other.values, baseline, self.metric, seed, self.lower_is_better)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.config import Source, resolve
 from llmkit.errors import LLMKitError
-from llmkit.evaluation.intervals import LEVEL, Metric
+from llmkit.evaluation.intervals import LEVEL, Metric, metric_key
 from llmkit.evaluation.measured import Measured, Predictions, evaluation_of
 from llmkit.pipeline.artefact import Artefact, enclosing
 from llmkit.tasks.base import Task, conflicting, digest, seen
@@ -78,6 +78,8 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
 def finetuned_artefact(name: str) -> Artefact | None:
     """The `finetune` result that a model is, or lies in."""
     artefact = enclosing(Path(name)) if Path(name).exists() else None
+    if artefact is not None and artefact.manifest.stage == "quantize":
+        artefact = artefact.input("model_name_or_path")
     return artefact if artefact is not None and artefact.manifest.stage == "finetune" else None
 
 
@@ -144,15 +146,15 @@ def _write_predictions(path: Path, test: list[Any], predictions: Predictions, me
     columns: dict[str, Any] = {
         "id": [example.id for example in test],
         "text": [example.input() for example in test],
-        "label": [target if isinstance(target := example.target(), str) else json.dumps(target) for example in test],
+        "label": [_as_text(example.target()) for example in test],
     }
     columns |= {name: [row.get(name) for row in predictions] for name in predictions[0]}
+    columns["prediction"] = [_as_text(row["prediction"]) for row in predictions]
     pyarrow.parquet.write_table(pyarrow.table(columns | dict(measured.columns)), path, compression="zstd")
 
 
-def metric_key(metric: Metric) -> str:
-    """The name of a metric in manifests and tables."""
-    return metric.name if metric.average is None else f"{metric.name}_{metric.average}"
+def _as_text(target: Any) -> str:
+    return target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
 
 
 def _with_interval(metric: Metric) -> dict[str, float | None]:
@@ -163,7 +165,8 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
     """The result in a few lines for a terminal."""
     lines = [f"{result['dataset']} ({result['split']}), n = {result['n']}, 95% intervals:"]
     for metric in measured.headline:
-        lines.append(f"  {metric_key(metric):10} {metric.value:.3f}  ({metric.low:.3f} to {metric.high:.3f})")
+        told = "undefined" if metric.value is None else f"{metric.value:.3f}  ({metric.low:.3f} to {metric.high:.3f})"
+        lines.append(f"  {metric_key(metric):10} {told}")
     lines += [f"  {item['sentence']}" for item in result["comparison"]]
     overlap = result["overlap"]
     if overlap is not None and overlap["either"]["examples"]:

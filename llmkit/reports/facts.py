@@ -25,7 +25,7 @@ PREDICTIONS = "predictions.parquet"
 TEXT_LIMIT = 500
 """Characters of a wrongly predicted text that are shown."""
 
-_LOWER_IS_BETTER = {"loss", "log_loss", "perplexity", "bits_per_byte", "ter", "brier", "ece", "error"}
+_LOWER_IS_BETTER = {"loss", "log_loss", "mse", "mae", "perplexity", "bits_per_byte", "ter", "brier", "ece", "error"}
 
 
 @dataclass
@@ -411,7 +411,9 @@ def _predictions(path: Path, worst_errors: int, interval: float) -> Predictions 
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as failure:
         raise DataError(f"{path} cannot be read: {failure}; evaluate again with --force") from None
-    missing = [name for name in ("id", "text", "label", "prediction", "score") if name not in table.column_names]
+    if "score" not in table.column_names:  # numbers are nearer or farther, and neither right nor wrong
+        return Predictions(table.num_rows, 0, [], [])
+    missing = [name for name in ("id", "text", "label", "prediction") if name not in table.column_names]
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
     if table.num_rows == 0:

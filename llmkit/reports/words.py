@@ -15,7 +15,19 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff
 
 MISSING = "\N{EN DASH}"
 
-_NAMES = {"f1": "F1", "mcc": "MCC", "bleu": "BLEU", "chrf": "chrF", "ter": "TER", "auc": "AUC", "roc_auc": "ROC AUC"}
+_NAMES = {
+    "f1": "F1",
+    "mcc": "MCC",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "ter": "TER",
+    "auc": "AUC",
+    "roc_auc": "ROC AUC",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mse": "mean squared error",
+    "mae": "mean absolute error",
+}
 
 
 def clean(text: str) -> str:

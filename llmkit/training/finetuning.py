@@ -23,7 +23,7 @@ from llmkit.tasks.tables import read_dataset, read_table, source_name, validatio
 from llmkit.training.card import settings_table, write_card
 from llmkit.training.hardware import on_cpu, set_up
 from llmkit.training.instability import UpdateGuard
-from llmkit.training.order import LengthGrouped, OrderedSamples
+from llmkit.training.order import BalancedSamples, LengthGrouped, OrderedSamples
 from llmkit.training.pipeline_parallel import pipeline_degree
 from llmkit.training.schedules import RunLength, schedule_of
 from llmkit.training.seed_model import made_once, seed_model
@@ -175,7 +175,7 @@ def features_of(task: Task[Any], data: list[Any], tokenizer: Any, max_length: in
     """The features of examples, made once for equal examples, tokenizer and settings, by whichever stage comes first."""
     key = {
         "examples": digest(data),
-        "task": {"name": task.name, **task.stored()},
+        "task": {"name": task.name, "head": task.head(), **task.stored()},
         "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer),
         "max_length": max_length,
     }
@@ -266,7 +266,9 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         more = f" and {len(new) - 4} more" if len(new) > 4 else ""
         workspace.say(f"all weights are those of the base model, except for new ones: {', '.join(new[:4])}{more}")
     multiple = 1 if on_cpu(config) else 8
-    ordered = OrderedSamples(cast(Any, prepared.train), len(prepared.train), arguments.max_steps, per_step, config.seed)
+    samples, run = cast(Any, prepared.train), (arguments.max_steps, per_step, config.seed)
+    groups = task.sampling_groups(prepared.data.train)
+    ordered = BalancedSamples(samples, groups, *run) if groups else OrderedSamples(samples, len(samples), *run)
     if config.train_sampling_strategy == "group_by_length":
         ordered = LengthGrouped(ordered, prepared.train.lengths())
     waste = _padding_waste(prepared.train, ordered, arguments.per_device_train_batch_size, multiple)

@@ -61,14 +61,14 @@ def test_tfidf_says_how_its_strength_was_chosen() -> None:
     assert "the same 40 examples" in found.detail
     alone = tfidf(examples([("good", "x"), ("bad", "y")]), examples([("good", "x")]), seed=0)
     assert "C = 1," in alone.detail
-    assert alone.predictions == ["x"]
+    assert alone.predictions == [{"prediction": "x"}]
 
 
 @pytest.mark.parametrize("text", ["👍", "!!!", "…"])
 def test_texts_without_a_single_word_are_no_crash(text: str) -> None:
     train = examples([(text, "x"), (text * 2, "y"), (text, "x"), (text * 2, "y"), (text, "x")])
     found = tfidf(train, train, seed=0)
-    assert set(found.predictions) <= {"x", "y"}
+    assert {row["prediction"] for row in found.predictions} <= {"x", "y"}
 
 
 def test_the_same_seed_gives_the_same_predictions() -> None:
