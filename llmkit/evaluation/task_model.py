@@ -25,6 +25,7 @@ from llmkit.training.finetuning import Examples, load_examples
 
 if TYPE_CHECKING:
     from llmkit.evaluation.evaluate import EvaluateConfig
+    from llmkit.evaluation.quantize import QuantizeConfig
     from llmkit.pipeline.stage import Workspace
 
 
@@ -34,7 +35,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     finetuned = finetuned_artefact(config.model_name_or_path)
     task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
     evaluation = evaluation_of(task)
-    data = _test_split(config)
+    data = test_split(config)
     test = task.read(data.rows, columns_of(config, finetuned))
     evaluation.adapt(task, test, data)
     predictions = list(task.predict(model, tokenizer, test, config.per_device_eval_batch_size))
@@ -71,7 +72,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     _write_predictions(workspace.directory / "predictions.parquet", test, predictions, measured)
     for line in _summary(measured, result):
         workspace.say(line)
-    overall = {metric_key(metric): _with_interval(metric) for metric in measured.metrics if metric.label is None}
+    overall = {metric_key(metric): with_interval(metric) for metric in measured.metrics if metric.label is None}
     return {"task": task.name, "n": len(test), **overall}
 
 
@@ -94,7 +95,8 @@ def columns_of(config: Columns, finetuned: Artefact | None) -> Columns:
     return Columns(**{name: getattr(config, name) or getattr(trained, name) for name in names})
 
 
-def _test_split(config: EvaluateConfig) -> Split:
+def test_split(config: EvaluateConfig | QuantizeConfig) -> Split:
+    """The examples that settings name."""
     if config.test_file:
         return Split(read_table(config.test_file))
     return read_dataset(config.dataset_name or "", config.dataset_config_name, config.dataset_split, config.dataset_revision)
@@ -157,7 +159,8 @@ def _as_text(target: Any) -> str:
     return target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
 
 
-def _with_interval(metric: Metric) -> dict[str, float | None]:
+def with_interval(metric: Metric) -> dict[str, float | None]:
+    """A metric for a manifest."""
     return {"value": metric.value, "low": metric.low, "high": metric.high}
 
 

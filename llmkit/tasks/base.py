@@ -62,8 +62,10 @@ class Task(ABC, Generic[E]):
     auto_class: ClassVar[str]
     """The class of transformers that gives a model its head."""
 
-    usage: ClassVar[str]
-    """The Python lines on its card that use it; PATH_OF_THIS_DIRECTORY stands for the place."""
+    @property
+    @abstractmethod
+    def usage(self) -> str:
+        """The Python lines on its card that use it; PATH_OF_THIS_DIRECTORY stands for the place."""
 
     @property
     def tunes(self) -> bool:

@@ -17,6 +17,7 @@ from llmkit.tasks.classification_loss import ClassificationLoss, class_weights
 from llmkit.tasks.features import IGNORED, Features, Ragged
 from llmkit.tasks.labels import MULTI, REGRESSION, SINGLE, WANTED, Label, ProblemType, classes_of, detect, label_of
 from llmkit.tasks.pairs import give_pair_form
+from llmkit.tasks.registry import SECTION
 from llmkit.tasks.tables import Row, pick_column, places
 
 if TYPE_CHECKING:
@@ -55,11 +56,6 @@ class TextClassification(Task[Example]):
 
     name = "text-classification"
     title = "Text classifier"
-    usage = (
-        "from transformers import pipeline\n\n"
-        'classify = pipeline("text-classification", model="PATH_OF_THIS_DIRECTORY")\n'
-        'print(classify("Not a single dull minute."))'
-    )
     auto_class = "AutoModelForSequenceClassification"
 
     def __init__(
@@ -87,6 +83,24 @@ class TextClassification(Task[Example]):
     @property
     def kind(self) -> ProblemType:
         return self.problem_type or SINGLE
+
+    @property
+    def usage(self) -> str:
+        asked = (
+            '{"text": "Not a single dull minute.", "text_pair": "It was good."}'
+            if self.is_pair
+            else '"Not a single dull minute."'
+        )
+        if self.kind == MULTI:
+            asked += ", top_k=None"
+        lines = [
+            "from transformers import pipeline\n",
+            'classify = pipeline("text-classification", model="PATH_OF_THIS_DIRECTORY")',
+            f"print(classify({asked}))",
+        ]
+        if self.thresholds:
+            lines.append(f"print(classify.model.config.{SECTION}['thresholds'])  # from which probability on a label is given")
+        return "\n".join(lines)
 
     @property
     def metrics(self) -> dict[str, bool]:
@@ -429,7 +443,7 @@ class TextClassification(Task[Example]):
         Of classes also the probability of each, and a `score`: the probability of what was given; of several, of just this set
         if they were independent.
         """
-        for row in self.outputs(model, tokenizer, data, batch_size):
+        for row in self.probabilities(model, tokenizer, data, batch_size):
             if self.kind == REGRESSION:
                 yield {"prediction": float(row[0])}
                 continue
@@ -445,7 +459,7 @@ class TextClassification(Task[Example]):
             chances = {f"probability_{label}": float(chance) for label, chance in zip(self.labels, row, strict=True)}
             yield {"prediction": prediction, "score": score} | chances
 
-    def outputs(self, model: Any, tokenizer: Any, data: Sequence[Example], batch_size: int) -> np.ndarray:
+    def probabilities(self, model: Any, tokenizer: Any, data: Sequence[Example], batch_size: int) -> np.ndarray:
         """Class probabilities, or numbers; float64 of shape [examples, labels]."""
         import torch
         from tqdm import tqdm

@@ -51,9 +51,10 @@ def best_macro_f1(probabilities: np.ndarray, true: np.ndarray) -> float:
 
 
 def _candidates(probabilities: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thresholds between the probabilities that occur, and 0.5, with how many are given and right from each on."""
+    """Thresholds between the probabilities that occur, the least of them, and 0.5, with how many are given and right from each
+    on."""
     different = np.unique(probabilities)
-    thresholds = np.unique(np.concatenate([[0.5], (different[1:] + different[:-1]) / 2]))
+    thresholds = np.unique(np.concatenate([[0.5], different[:1], (different[1:] + different[:-1]) / 2]))
     order = np.argsort(probabilities, kind="stable")
     below = np.searchsorted(probabilities[order], thresholds)
     hits_below = np.concatenate([[0], np.cumsum(true[order])])[below]
