@@ -81,10 +81,11 @@ def describe_samples(dataset: OrderedSamples, step: int, at_once: int, ranks: in
         at_once: samples that a rank computes at once.
     """
     described = []
+    passages_of = getattr(dataset.samples, "passages", lambda index: ())  # the examples of a task have none
     for position, index in enumerate(dataset.of_step(step - 1).tolist()):
         ids = dataset.samples[index]["input_ids"][: 4 * TEXT_CHARACTERS].tolist()  # a character has up to four tokens
         text = tokenizer.decode(ids)[:TEXT_CHARACTERS] if tokenizer is not None else None
-        passages = [asdict(passage) for passage in dataset.samples.passages(index)]  # type: ignore[attr-defined]
+        passages = [asdict(passage) for passage in passages_of(index)]
         described.append({"sample": index, "rank": position // at_once % ranks, "documents": passages, "text": text})
     return described
 
