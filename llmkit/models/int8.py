@@ -74,11 +74,13 @@ def quantise(model: Any) -> list[str]:
     Returns:
         The names of these layers.
     """
-    body = getattr(model, model.base_model_prefix, None)
     names = [
         name
         for name, layer in model.named_modules()
-        if type(layer) in (nn.Linear, Conv1D) and body is not None and name.startswith(f"{model.base_model_prefix}.")
+        if type(layer) in (nn.Linear, Conv1D)
+        and name.startswith(f"{model.base_model_prefix}.")
+        and _weight_and_bias(layer)[0].shape[1]
+        > 1  # of a single input, torch._int_mm (2.13, CPU) gives what is not the product
     ]
     for name in names:
         model.set_submodule(name, Int8Linear.of(model.get_submodule(name)))

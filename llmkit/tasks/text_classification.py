@@ -393,9 +393,9 @@ class TextClassification(Task[Example]):
         if self.kind == REGRESSION:
             return correlations(logits[:, 0].astype(np.float64), true.astype(np.float64))
         if self.kind == MULTI:
-            given, present = logits > 0, true.any(axis=0)
+            given, present = logits > 0, np.flatnonzero(true.any(axis=0))
             micro = f1_score(true, given, average="micro", zero_division=0)
-            macro = f1_score(true[:, present], given[:, present], average="macro", zero_division=0) if present.any() else 0.0
+            macro = f1_score(true, given, average="macro", labels=present, zero_division=0) if len(present) else 0.0
             exact = (given == true).all(axis=1).mean()
             return {"f1_micro": float(micro), "f1_macro": float(macro), "exact_match": float(exact)}
         predicted = logits.argmax(axis=1)
