@@ -79,8 +79,8 @@ def quantise(model: Any) -> list[str]:
         for name, layer in model.named_modules()
         if type(layer) in (nn.Linear, Conv1D)
         and name.startswith(f"{model.base_model_prefix}.")
-        and _weight_and_bias(layer)[0].shape[1]
-        > 1  # of a single input, torch._int_mm (2.13, CPU) gives what is not the product
+        # Of a single input, torch._int_mm (2.13, CPU) gives no product.
+        and _weight_and_bias(layer)[0].shape[1] > 1
     ]
     for name in names:
         model.set_submodule(name, Int8Linear.of(model.get_submodule(name)))
