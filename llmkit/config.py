@@ -518,11 +518,12 @@ def read_command_line(cls: type[StageConfig], words: list[str]) -> tuple[Source,
             problems.append(f"--{key}.{inner}: {key} is {type_name(spec.type)}, and has no parts")
         elif _is_mapping(spec):
             try:
-                part = _nested(inner, yaml_scalar(items[0])) if dot else _convert_dict(items[0])
+                part = _nested(inner, yaml_scalar(items[0])) if dot else convert(items[0], spec.type)
             except ValueError as failure:
                 problems.append(f"command line: {key}: {items[0]!r} {failure}")
                 continue
-            values[key] = merged(values.get(key, {}), part)
+            earlier = values.get(key)
+            values[key] = merged(earlier, part) if isinstance(earlier, dict) and isinstance(part, dict) else part
         elif _is_list(spec) and key in values:
             problems.append(f"--{key} stands twice; write all its values after one --{key}")
         else:

@@ -93,6 +93,13 @@ STAGES = {
             next="llmkit report --evaluation {output}",
         ),
         Stage(
+            name="quantize",
+            summary="a classifier to int8 weights for serving on CPUs",
+            config="llmkit.evaluation.quantize:QuantizeConfig",
+            function="llmkit.evaluation.quantize:quantize",
+            next="llmkit evaluate --model_name_or_path {output} --test_file TEST (or --dataset_name llmkit/reviews)",
+        ),
+        Stage(
             name="report",
             summary="metrics to an HTML report and a model card",
             config="llmkit.reports.report:ReportConfig",
@@ -196,7 +203,7 @@ def run_from_command_line(
 
 
 # The stage whose result is the usual `model_name_or_path` of another.
-_USUAL_MODEL = {"generate": "pretrain", "finetune": "pretrain", "evaluate": "finetune"}
+_USUAL_MODEL = {"generate": "pretrain", "finetune": "pretrain", "evaluate": "finetune", "quantize": "finetune"}
 
 
 def _candidate(name: str, problem: str, runs: Path) -> str:

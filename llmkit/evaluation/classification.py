@@ -29,7 +29,7 @@ def confusion_matrix(true: np.ndarray, predicted: np.ndarray, classes: int) -> n
 
 
 @dataclass
-class _PerClass:
+class PerClass:
     """A metric of every class with its limits; all of shape [K]."""
 
     value: np.ndarray
@@ -39,17 +39,18 @@ class _PerClass:
     """What the share is counted among."""
 
 
-def _shares(hits: np.ndarray, among: np.ndarray) -> _PerClass:
+def shares_of(hits: np.ndarray, among: np.ndarray) -> PerClass:
     """A share that is 0 where nothing is counted, as scikit-learn's `zero_division=0`, though it could be anything."""
     value = np.divide(hits, among, out=np.zeros(len(hits)), where=among > 0)
     limits = np.array([wilson(int(hit), int(n)) for hit, n in zip(hits, among, strict=True)])
-    return _PerClass(value, limits[:, 0], limits[:, 1], among)
+    return PerClass(value, limits[:, 0], limits[:, 1], among)
 
 
-def _f1(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> _PerClass:
-    found = _shares(hits, support + predicted - hits)
+def f1_of(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> PerClass:
+    """F1 from the counts of each class: hits, examples, predictions."""
+    found = shares_of(hits, support + predicted - hits)
     value, low, high = (2 * share / (1 + share) for share in (found.value, found.low, found.high))
-    return _PerClass(value, low, high, support)
+    return PerClass(value, low, high, support)
 
 
 def _f1_correlation(confusion: np.ndarray) -> np.ndarray:
@@ -73,7 +74,7 @@ def _f1_correlation(confusion: np.ndarray) -> np.ndarray:
     return covariance / np.outer(deviation, deviation)
 
 
-def _average(found: _PerClass, weights: np.ndarray, correlation: np.ndarray, spread: float) -> tuple[float, float, float]:
+def _average(found: PerClass, weights: np.ndarray, correlation: np.ndarray, spread: float) -> tuple[float, float, float]:
     """A weighted mean over classes and its limits.
 
     Args:
@@ -98,9 +99,9 @@ def measure(confusion: np.ndarray, labels: list[str]) -> list[Metric]:
     found = [Metric("accuracy", *accuracy)]
     uncorrelated = np.eye(len(labels))
     per_class = {
-        "precision": (_shares(hits, predicted), uncorrelated),
-        "recall": (_shares(hits, support), uncorrelated),
-        "f1": (_f1(hits, support, predicted), _f1_correlation(confusion)),
+        "precision": (shares_of(hits, predicted), uncorrelated),
+        "recall": (shares_of(hits, support), uncorrelated),
+        "f1": (f1_of(hits, support, predicted), _f1_correlation(confusion)),
     }
     present = support > 0
     for name, (values, correlation) in per_class.items():

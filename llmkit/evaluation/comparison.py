@@ -56,6 +56,7 @@ def compare_means(
     metric: str,
     seed: int,
     groups: np.ndarray | None = None,
+    lower_is_better: bool = False,
 ) -> Comparison:
     """Pair two systems on the same examples by a value per example: the mean difference with its bootstrap interval.
 
@@ -81,6 +82,6 @@ def compare_means(
     if p_value >= 1 - LEVEL or low <= 0 <= high:
         sentence = f"No clear difference from {baseline} in {metric}: {difference:+.3f} {between}."
     else:
-        kind = "Better" if difference > 0 else "Worse"
+        kind = "Better" if (difference > 0) != lower_is_better else "Worse"
         sentence = f"{kind} than {baseline} in {metric} by {abs(difference):.3f} {between}."
     return Comparison(baseline, metric, difference, low, high, p_value, sentence)

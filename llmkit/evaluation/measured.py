@@ -38,6 +38,8 @@ class Measured:
     """Further columns of predictions.parquet."""
     groups: np.ndarray | None = None
     """The number of the group that each example belongs to, int64 of shape [examples], where examples are not independent."""
+    lower_is_better: bool = False
+    """Whether `values` are errors."""
 
     @property
     def is_share(self) -> bool:
@@ -55,9 +57,9 @@ class Measured:
 
     def against(self, other: Measured, baseline: str, seed: int) -> Comparison:
         """How this differs from a baseline on the same examples."""
-        if self.is_share and other.is_share:
+        if self.is_share and other.is_share and not self.lower_is_better:
             return compare_accuracy(self.values > 0, other.values > 0, baseline, self.metric)
-        return compare_means(self.values, other.values, baseline, self.metric, seed, self.groups)
+        return compare_means(self.values, other.values, baseline, self.metric, seed, self.groups, self.lower_is_better)
 
 
 @dataclass

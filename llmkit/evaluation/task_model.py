@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.config import Source, resolve
 from llmkit.errors import LLMKitError
-from llmkit.evaluation.intervals import LEVEL, Metric
+from llmkit.evaluation.intervals import LEVEL, Metric, metric_key
 from llmkit.evaluation.measured import Measured, Predictions, evaluation_of
 from llmkit.evaluation.seeds import TestSet, headline, measure_seeds, seeds_of
 from llmkit.pipeline.artefact import Artefact, enclosing
@@ -27,6 +27,7 @@ from llmkit.training.seeds import in_words
 
 if TYPE_CHECKING:
     from llmkit.evaluation.evaluate import EvaluateConfig
+    from llmkit.evaluation.quantize import QuantizeConfig
     from llmkit.pipeline.stage import Workspace
 
 
@@ -36,7 +37,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     finetuned = finetuned_artefact(config.model_name_or_path)
     task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
     evaluation = evaluation_of(task)
-    data = _test_split(config)
+    data = test_split(config)
     test = task.read(data.rows, columns_of(config, finetuned))
     evaluation.adapt(task, test, data)
     predictions = list(task.predict(model, tokenizer, test, config.per_device_eval_batch_size))
@@ -52,6 +53,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
         "metrics": [metric.as_dict() for metric in measured.metrics],
         "headline": [metric_key(metric) for metric in measured.headline],
         "value_is": measured.metric,
+        "lower_is_better": measured.lower_is_better,
         **measured.record,
         "texts_with_several_labels": conflicting(test),
         "overlap": None,
@@ -78,7 +80,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     _write_predictions(workspace.directory / "predictions.parquet", test, predictions, measured)
     for line in _summary(measured, result):
         workspace.say(line)
-    overall = {metric_key(metric): _with_interval(metric) for metric in measured.metrics if metric.label is None}
+    overall = {metric_key(metric): with_interval(metric) for metric in measured.metrics if metric.label is None}
     over_seeds = {"seeds": result["seeds"]} if seeds else {}
     return {"task": task.name, "n": len(test), **overall, **over_seeds}
 
@@ -86,6 +88,8 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
 def finetuned_artefact(name: str) -> Artefact | None:
     """The `finetune` result that a model is, or lies in."""
     artefact = enclosing(Path(name)) if Path(name).exists() else None
+    if artefact is not None and artefact.manifest.stage == "quantize":
+        artefact = artefact.input("model_name_or_path")
     return artefact if artefact is not None and artefact.manifest.stage == "finetune" else None
 
 
@@ -100,7 +104,8 @@ def columns_of(config: Columns, finetuned: Artefact | None) -> Columns:
     return Columns(**{name: getattr(config, name) or getattr(trained, name) for name in names})
 
 
-def _test_split(config: EvaluateConfig) -> Split:
+def test_split(config: EvaluateConfig | QuantizeConfig) -> Split:
+    """The examples that settings name."""
     if config.test_file:
         return Split(read_table(config.test_file))
     return read_dataset(config.dataset_name or "", config.dataset_config_name, config.dataset_split, config.dataset_revision)
@@ -156,22 +161,19 @@ def _write_predictions(path: Path, test: list[Any], predictions: Predictions, me
         "value": measured.values,
     }
     columns |= {name: [row.get(name) for row in predictions] for name in predictions[0]}
+    columns["prediction"] = [_shown(row["prediction"]) for row in predictions]
     pyarrow.parquet.write_table(pyarrow.table(columns | dict(measured.columns)), path, compression="zstd")
 
 
 def _shown(target: Any) -> str:
-    """A target in one cell: right answers of which each will do are set apart by bars."""
+    """A target or a prediction in one cell: several right answers, or labels, are set apart by bars."""
     if isinstance(target, list) and all(isinstance(item, str) for item in target):
         return " | ".join(target)
     return target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
 
 
-def metric_key(metric: Metric) -> str:
-    """The name of a metric in manifests and tables."""
-    return metric.key
-
-
-def _with_interval(metric: Metric) -> dict[str, float | None]:
+def with_interval(metric: Metric) -> dict[str, float | None]:
+    """A metric for a manifest."""
     return {"value": metric.value, "low": metric.low, "high": metric.high}
 
 
@@ -179,7 +181,8 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
     """The result in a few lines for a terminal."""
     lines = [f"{result['dataset']} ({result['split']}), n = {result['n']}, 95% intervals:"]
     for metric in measured.headline:
-        lines.append(f"  {metric_key(metric):10} {metric.value:.3f}  ({metric.low:.3f} to {metric.high:.3f})")
+        told = "undefined" if metric.value is None else f"{metric.value:.3f}  ({metric.low:.3f} to {metric.high:.3f})"
+        lines.append(f"  {metric_key(metric):10} {told}")
     for name, found in result.get("seeds", {}).get("metrics", {}).items():
         lines.append(f"  {name}, mean over {len(found['values'])} seeds: {in_words(found)}")
     lines += [f"  {item['sentence']}" for item in result["comparison"]]

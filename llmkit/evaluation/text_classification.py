@@ -8,38 +8,69 @@ import numpy as np
 
 from llmkit.errors import DataError
 from llmkit.evaluation import baselines as simple
+from llmkit.evaluation import multi_label, regression
 from llmkit.evaluation.classification import confusion_matrix
 from llmkit.evaluation.classification import measure as measure_confusion
+from llmkit.evaluation.intervals import metric_key
 from llmkit.evaluation.measured import Baseline, Measured, Predictions
+from llmkit.tasks.labels import MULTI, REGRESSION, classes_of
 from llmkit.tasks.tables import Split
 from llmkit.tasks.text_classification import Example, TextClassification
 
 
 def adapt(task: TextClassification, test: list[Example], split: Split) -> None:
     """Name the model's classes as the test set does, and refuse labels that it cannot predict."""
-    task.labels = name_classes(task.labels, test, split)
+    if task.kind != REGRESSION:
+        task.labels = name_classes(task.labels, test, split)
     task.check(test, "test")
 
 
 def measure(task: TextClassification, test: list[Example], predictions: Predictions, seed: int) -> Measured:
-    """Accuracy, and precision, recall and F1 of the classes, from the confusion matrix."""
+    """What suits the kind of labels: from the confusion matrix, from sets of labels, or from numbers."""
+    return {MULTI: _several, REGRESSION: _numbers}.get(task.kind, _one)(task, test, predictions, seed)
+
+
+def _one(task: TextClassification, test: list[Example], predictions: Predictions, seed: int) -> Measured:
     numbers = {label: index for index, label in enumerate(task.labels)}
-    true = np.array([numbers[example.label] for example in test])
+    true = np.array([numbers[str(example.label)] for example in test])
     predicted = np.array([numbers[row["prediction"]] for row in predictions])
     confusion = confusion_matrix(true, predicted, len(task.labels))
     metrics = measure_confusion(confusion, task.labels)
-    headline = [
-        metric
-        for metric in metrics
-        if (metric.name, metric.average, metric.label) in (("accuracy", None, None), ("f1", "macro", None))
-    ]
+    headline = [metric for metric in metrics if metric.label is None and metric_key(metric) in ("accuracy", "f1_macro")]
     record = {"labels": task.labels, "confusion": confusion.tolist()}
     return Measured(metrics, headline, (true == predicted).astype(float), "accuracy", record)
 
 
+def _several(task: TextClassification, test: list[Example], predictions: Predictions, seed: int) -> Measured:
+    true = task.targets(test) > 0
+    given = np.array([[label in row["prediction"] for label in task.labels] for row in predictions])
+    metrics = multi_label.measure(true, given, task.labels, seed)
+    order = ("f1_samples", "f1_micro", "f1_macro", "exact_match")
+    overall = {metric_key(metric): metric for metric in metrics if metric.label is None}
+    record = {"labels": task.labels, "thresholds": task.thresholds}
+    return Measured(metrics, [overall[name] for name in order], multi_label.example_f1(true, given), "f1_samples", record)
+
+
+def _numbers(task: TextClassification, test: list[Example], predictions: Predictions, seed: int) -> Measured:
+    true = task.targets(test).astype(np.float64)
+    predicted = np.array([row["prediction"] for row in predictions], dtype=np.float64)
+    metrics = regression.measure(true, predicted, seed)
+    errors = (true - predicted) ** 2
+    return Measured(metrics, metrics[:3], errors, "mse", lower_is_better=True)
+
+
 def baselines(task: TextClassification, train: list[Example], test: list[Example], seed: int) -> Iterator[Baseline]:
-    """The majority class, and TF-IDF with logistic regression, where the training examples are known."""
-    if train:
+    """What is most frequent in training (the mean, of numbers), and a linear model of TF-IDF, where the training examples are
+    known."""
+    if not train:
+        return
+    if task.kind == MULTI:
+        yield simple.most_frequent_set(train, test)
+        yield simple.tfidf_several(train, test, seed)
+    elif task.kind == REGRESSION:
+        yield simple.mean(train, test)
+        yield simple.tfidf_ridge(train, test, seed)
+    else:
         yield simple.majority(train, test)
         yield simple.tfidf(train, test, seed)
 
@@ -54,7 +85,7 @@ def name_classes(labels: list[str], test: list[Example], data: Split) -> list[st
         DataError: the model has only numbers, and the test set does not say which name belongs to which.
     """
     numbers = [str(index) for index in range(len(labels))]
-    used = {example.label for example in test}
+    used = {name for example in test for name in classes_of(example.label)}
     if labels != [f"LABEL_{number}" for number in numbers] or used <= set(labels):
         return labels
     if used <= set(numbers):

@@ -187,6 +187,12 @@ def _what(told: Told) -> str:
 def _use(told: Told) -> str:
     if told.task not in ("text-classification", "text-generation"):
         return ""
+    if "I8" in told.model.dtypes:
+        return (
+            "## How to use it\n\nThe weights are int8, which transformers does not read by itself:\n\n```python\n"
+            "from llmkit.tasks.loading import load_task_model\n\n"
+            'task, model, tokenizer = load_task_model("path/to/this/directory")\n```'
+        )
     name = {"text-classification": "classify", "text-generation": "generate"}[told.task]
     return (
         "## How to use it\n\n```python\nfrom transformers import pipeline\n\n"

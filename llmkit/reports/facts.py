@@ -231,7 +231,7 @@ def gather(evaluation: str, title: str | None, worst_errors: int) -> Told:
         labels=labels,
         confusion=confusion,
         overlap=_overlap(record),
-        predictions=_predictions(artefact.directory / PREDICTIONS, worst_errors, interval, record.get("value_is")),
+        predictions=_predictions(artefact.directory / PREDICTIONS, worst_errors, interval, record),
         curves=list(trained.curves_of(model)),
         model=model,
         evaluation=root,
@@ -403,7 +403,7 @@ def confusions(told: Told, limit: int) -> list[tuple[str, str, int, int]]:
 # Predictions
 
 
-def _predictions(path: Path, worst_errors: int, interval: float, measure: str | None) -> Predictions | None:
+def _predictions(path: Path, worst_errors: int, interval: float, record: Mapping[str, Any]) -> Predictions | None:
     """What the single predictions show; None where the evaluation kept none."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -427,14 +427,17 @@ def _predictions(path: Path, worst_errors: int, interval: float, measure: str | 
         table = table.append_column("value", pc.cast(is_equal, pa.float64()))
     if "score" not in table.column_names:
         table = table.append_column("score", pa.nulls(table.num_rows, pa.float64()))
-    is_right = pc.greater_equal(table["value"], 1.0)
+    is_error = bool(record.get("lower_is_better"))
+    is_right = pc.less_equal(table["value"], 0.0) if is_error else pc.greater_equal(table["value"], 1.0)
     right = pc.sum(is_right).as_py() or 0
     wrong = table.filter(pc.invert(is_right))
-    order = pc.sort_indices(wrong, [("value", "ascending"), ("score", "descending"), ("id", "ascending")])
+    order = pc.sort_indices(
+        wrong, [("value", "descending" if is_error else "ascending"), ("score", "descending"), ("id", "ascending")]
+    )
     worst = [_wrong(row) for row in wrong.take(order[:worst_errors]).to_pylist()]
     values = table["value"].to_pylist()
-    if not set(values) <= {0.0, 1.0}:
-        return Predictions(table.num_rows, right, worst, [], measure or "value")
+    if is_error or not set(values) <= {0.0, 1.0}:
+        return Predictions(table.num_rows, right, worst, [], str(record.get("value_is") or "value"))
     confidence = list(_confidence(table["score"].to_pylist(), is_right.to_pylist(), interval))
     return Predictions(table.num_rows, right, worst, confidence)
 

@@ -55,6 +55,11 @@ def _warning(told: Told) -> str:
     rest = overlap.without
     if rest is None or rest.value is None:
         return f" Warning: the texts of all {share} had been met in training or validation."
+    if rest.name not in ("accuracy", "exact_match"):
+        value = f"{words.score(rest.value)} ({100 * told.interval:g}% interval {words.interval(rest.low, rest.high)})"
+        return (
+            f" Warning: {share} had a text that had been met in training or validation; on the others {rest.title} is {value}."
+        )
     level = f"{100 * told.interval:g}% interval {words.percent(rest.low)} to {words.percent(rest.high)}"
     return (
         f" Warning: {share} had a text that had been met in training or validation; of the predictions for the others "

@@ -21,6 +21,8 @@ _NAMES = {
     "bleu": "BLEU",
     "chrf": "chrF",
     "ter": "TER",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
     "mse": "mean squared error",
     "mae": "mean absolute error",
     "rouge1": "ROUGE-1",

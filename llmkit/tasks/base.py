@@ -63,11 +63,15 @@ class Task(ABC, Generic[E]):
     auto_class: ClassVar[str]
     """The class of transformers that gives a model its head."""
 
-    usage: ClassVar[str]
-    """The Python lines on its card that use it; PATH_OF_THIS_DIRECTORY stands for the place."""
+    @property
+    @abstractmethod
+    def usage(self) -> str:
+        """The Python lines on its card that use it; PATH_OF_THIS_DIRECTORY stands for the place."""
 
-    tunes: bool = False
-    """Whether `tune` has something to decide on the validation examples."""
+    @property
+    def tunes(self) -> bool:
+        """Whether `tune` has something to decide on the validation examples."""
+        return False
 
     @property
     @abstractmethod
@@ -137,6 +141,14 @@ class Task(ABC, Generic[E]):
             if not held or len(held) + len(members[number]) <= wanted:
                 held.update(members[number])
         return [item for index, item in enumerate(data) if index not in held], [data[index] for index in sorted(held)]
+
+    def sampling_groups(self, data: list[E]) -> list[np.ndarray] | None:
+        """The groups of training examples that a run learns from equally often; None: each example equally often.
+
+        Returns:
+            Indices of features, int64, each in one group.
+        """
+        return None
 
     # Model
 

@@ -19,7 +19,7 @@ def load_task_model(name: str, asked: str | None = None) -> tuple[Task[Any], Any
         asked: the task, where the model's config does not say it or says another one.
 
     Returns:
-        The task, the model in evaluation mode and float32, and its tokenizer.
+        The task, the model in evaluation mode and float32 (a quantised one in int8 and on the CPU), and its tokenizer.
 
     Raises:
         ConfigError: there is no such model, it does not say what its task is, or it has not learned it.
@@ -40,6 +40,14 @@ def load_task_model(name: str, asked: str | None = None) -> tuple[Task[Any], Any
     noted = getattr(config, SECTION, None) or {}
     task = kind.of_model(noted if noted.get("task") == task_name else {}, config)
     words = task_name.replace("-", " ")
+    if noted.get("quantization"):
+        from llmkit.models import int8
+
+        try:
+            model = int8.load(name, kind.auto_class)
+        except (OSError, ValueError) as failure:
+            raise ConfigError([f"model_name_or_path: {name!r} gives no quantised model: {failure}"]) from failure
+        return task, model.eval(), task.load_tokenizer(name)
     try:
         auto_class = getattr(transformers, task.auto_class_of(config))
         model, loading = auto_class.from_pretrained(name, dtype="float32", output_loading_info=True)

@@ -86,6 +86,11 @@ class QuestionAnswering(Task[Example]):
         self.max_answer_length, self.n_best_size = max_answer_length, n_best_size
         self.threshold, self.question_first = null_score_diff_threshold, question_first
         self.is_causal = self.has_types = False
+        self._tunes = False
+
+    @property
+    def tunes(self) -> bool:
+        return self._tunes
 
     @classmethod
     def of_config(cls, config: Any) -> QuestionAnswering:
@@ -155,7 +160,7 @@ class QuestionAnswering(Task[Example]):
     def learn(self, train: list[Example]) -> Iterator[str]:
         without = sum(not example.answers for example in train)
         if without:
-            self.tunes = self.threshold is None
+            self._tunes = self.threshold is None
             self.threshold = self.threshold if self.threshold is not None else 0.0
             yield f"{without:,} of {len(train):,} training questions have no answer in their context; the model may give none"
         elif self.threshold is None:

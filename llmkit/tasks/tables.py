@@ -194,11 +194,15 @@ def read_dataset(name: str, configuration: str | None, split: str, revision: str
     import datasets
 
     data = _load(name, configuration, split, revision)
-    classes = {column: kind.names for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+    # A column of lists, whose items are of one kind, has that as its `feature`.
+    kinds = {column: getattr(kind, "feature", kind) for column, kind in data.features.items()}
+    classes = {column: kind.names for column, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
     rows = []
     for number, values in enumerate(data):
         for column, names in classes.items():
-            if isinstance(values[column], int) and values[column] >= 0:
+            if isinstance(values[column], list):
+                values[column] = [names[item] for item in values[column]]
+            elif isinstance(values[column], int) and values[column] >= 0:
                 values[column] = names[values[column]]
         rows.append(Row(f"{name}[{split}][{number}]", values))
     return Split(rows, _revision(data), classes)

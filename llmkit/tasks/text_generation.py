@@ -77,7 +77,7 @@ class TextGeneration(LanguageTask[Example]):
         self.is_chat = is_chat
 
     @property
-    def usage(self) -> str:  # type: ignore[override]
+    def usage(self) -> str:
         """The Python lines on its card."""
         asked = '[{"role": "user", "content": "Say hello."}]' if self.is_chat else '"Say hello."'
         return (

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from llmkit.config import FieldSpec, option
+from llmkit.config import FieldSpec, fields_of, option
 from llmkit.tasks.registry import TaskName
 from llmkit.tasks.settings import (
+    ClassificationSettings,
     Columns,
     QuestionAnsweringSettings,
     TextGenerationSettings,
@@ -37,6 +38,7 @@ _OF_THE_ENGINE = {
 @dataclass(kw_only=True)
 class FinetuneConfig(
     Columns,
+    ClassificationSettings,
     QuestionAnsweringSettings,
     WritingSettings,
     TranslationSettings,
@@ -144,6 +146,7 @@ class FinetuneConfig(
         yield from super().problems()
         yield from source_problems(self, "train_file")
         yield from self._start_problems()
+        yield from self._of_other_tasks()
         for name in ("warmup_steps", "decay_steps"):
             if "tokens" in str(getattr(self, name)):
                 yield f"{name}: examples are learned here, and not tokens; give steps, a share of them, or epochs"
@@ -164,6 +167,18 @@ class FinetuneConfig(
                 yield f"{name}: goes with model_type"
         if self.tokenizer and self.vocab_size:
             yield "vocab_size: is that of the tokenizer; give one of the two"
+
+    def _of_other_tasks(self) -> Iterable[str]:
+        """Settings that the chosen task does not know: those of classes with a `task_name` (one, or a tuple of them)."""
+        known = fields_of(type(self))
+        for settings in type(self).__mro__:
+            named = vars(settings).get("task_name")
+            tasks = (named,) if isinstance(named, str) else named
+            if tasks is None or self.task in tasks:
+                continue
+            for name in vars(settings).get("__annotations__", {}):
+                if name in known and getattr(self, name) != known[name].default:
+                    yield f"{name}: is a setting of {' and '.join(tasks)}, and the task is {self.task}"
 
     def raw_inputs(self) -> dict[str, str]:
         return dataset_marks(self.dataset_name, ("train", "validation"))

@@ -29,7 +29,7 @@ from llmkit.training.freezing import freeze, trained_parameters
 from llmkit.training.hardware import on_cpu, set_up
 from llmkit.training.instability import UpdateGuard
 from llmkit.training.lora import adapted, check_lora
-from llmkit.training.order import LengthGrouped, OrderedSamples
+from llmkit.training.order import BalancedSamples, LengthGrouped, OrderedSamples
 from llmkit.training.pipeline_parallel import pipeline_degree
 from llmkit.training.schedules import RunLength, schedule_of
 from llmkit.training.search import searched
@@ -210,7 +210,7 @@ def features_of(task: Task[Any], data: list[Any], tokenizer: Any, max_length: in
     """The features of examples, made once for equal examples, tokenizer and settings, by whichever stage comes first."""
     key = {
         "examples": digest(data),
-        "task": {"name": task.name, **task.stored()},
+        "task": {"name": task.name, "head": task.head(), **task.stored()},
         "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer),
         "chat_template": tokenizer.chat_template,
         "max_length": max_length,
@@ -325,7 +325,9 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         how_much = (config.distillation_temperature, config.distillation_alpha)
         distillation = Distillation(prepared.teacher, task.loss, *how_much)
     multiple = 1 if on_cpu(config) else 8
-    ordered = OrderedSamples(cast(Any, prepared.train), len(prepared.train), arguments.max_steps, per_step, config.seed)
+    samples, run = cast(Any, prepared.train), (arguments.max_steps, per_step, config.seed)
+    groups = task.sampling_groups(prepared.data.train)
+    ordered = BalancedSamples(samples, groups, *run) if groups else OrderedSamples(samples, len(samples), *run)
     if config.train_sampling_strategy == "group_by_length":
         ordered = LengthGrouped(ordered, prepared.train.lengths())
     waste = _padding_waste(prepared.train, ordered, arguments.per_device_train_batch_size, multiple)

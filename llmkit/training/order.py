@@ -147,6 +147,23 @@ class MixedSamples(OrderedSamples):
         return ids
 
 
+class BalancedSamples(MixedSamples):
+    """The samples of a run in which every group has the same share, however many samples it has."""
+
+    def __init__(self, samples: Dataset, groups: Sequence[np.ndarray], steps: int, global_batch: int, seed: int):
+        """As `OrderedSamples`.
+
+        Args:
+            groups: the samples of each group, int64.
+        """
+        sizes = [len(group) for group in groups]
+        super().__init__(samples, sizes, Mixture([1.0] * len(groups)), steps, global_batch, seed)
+        self.members = np.concatenate(groups)
+
+    def _ids_at(self, positions: np.ndarray) -> np.ndarray:
+        return self.members[super()._ids_at(positions)]
+
+
 class LengthGrouped(OrderedSamples):
     """The samples of another order, moved within stretches of some steps so that a step has samples of like length.
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from llmkit import cli
@@ -17,7 +19,7 @@ from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.pipeline.artefact import Artefact
 from llmkit.tokens.mixture import Mixture
 from llmkit.tokens.shards import TokenStream, tokenizer_hash
-from llmkit.training.order import MixedSamples, OrderedSamples
+from llmkit.training.order import BalancedSamples, LengthGrouped, MixedSamples, OrderedSamples
 
 
 class Places(Dataset):
@@ -54,6 +56,23 @@ def test_the_order_depends_on_nothing_but_position_and_seed() -> None:
 def test_a_mixture_of_one_is_no_mixture() -> None:
     plain = OrderedSamples(Places(), 77, steps=100, global_batch=8, seed=3)
     assert mixed([77], [0.3], seed=3).__getitems__(list(range(300))) == plain.__getitems__(list(range(300)))
+
+
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=5), st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_balanced_groups_have_equal_shares_at_every_position_also_with_lengths_grouped(sizes: list[int], seed: int) -> None:
+    groups = np.split(np.random.default_rng(seed).permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+    of = {sample: number for number, group in enumerate(groups) for sample in group.tolist()}
+    balanced = BalancedSamples(Places(), groups, steps=50, global_batch=4, seed=seed)
+    ids = [balanced[position] for position in range(200)]
+    for position in (17, 50, 200):
+        counts = Counter(of[sample] for sample in ids[:position])
+        assert max(counts.values()) - min(counts[number] for number in range(len(sizes))) <= 1
+    grouped = LengthGrouped(balanced, np.arange(sum(sizes)))
+    assert sorted(grouped[position] for position in range(200)) == sorted(ids)
+    for number, group in enumerate(groups):
+        of_group = [sample for sample in ids if of[sample] == number][: len(group)]
+        assert len(set(of_group)) == len(of_group), "each sample of a group once before any twice"
 
 
 def test_sources_of_one_size_have_orders_of_their_own() -> None:
