@@ -26,6 +26,7 @@ def load_task_model(name: str, asked: str | None = None) -> tuple[Task[Any], Any
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     if is_path(name) and not Path(name).is_dir():
         raise ConfigError([f"model_name_or_path: there is no directory {name!r} (looked in {Path.cwd()})"])
@@ -51,7 +52,7 @@ def load_task_model(name: str, asked: str | None = None) -> tuple[Task[Any], Any
     try:
         auto_class = getattr(transformers, task.auto_class_of(config))
         model, loading = auto_class.from_pretrained(name, dtype="float32", output_loading_info=True)
-    except (OSError, ValueError, ImportError) as failure:
+    except (OSError, ValueError, ImportError, SafetensorError) as failure:
         raise ConfigError([f"model_name_or_path: {name!r} gives no model for {words}: {failure}"]) from failure
     if loading["missing_keys"]:  # transformers has filled them with random numbers
         missing = ", ".join(sorted(loading["missing_keys"])[:3])

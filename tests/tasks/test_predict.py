@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
 from llmkit import cli
-from llmkit.errors import ArtefactError, ColumnError, DataError
+from llmkit.errors import ArtefactError, ColumnError, ConfigError, DataError
 from llmkit.tasks import prediction
 from llmkit.tasks.predict import PredictConfig
 from llmkit.tasks.prediction import Source, predict_file
@@ -281,6 +281,13 @@ def test_a_mistake_is_answered_with_code_2_and_leaves_nothing(
     assert re.search(said, error), error
     assert "Traceback" not in error
     assert names(tmp_path) == before
+
+
+def test_weights_that_were_cut_short_are_named(predict: Predict, classifier: Artefact, toy: Any, tmp_path: Path) -> None:
+    shutil.copytree(classifier.directory, tmp_path / "model")
+    os.truncate(tmp_path / "model" / "model.safetensors", 5_000)
+    with pytest.raises(ConfigError, match="gives no model for text classification: Error while deserializing header"):
+        predict(put(tmp_path / "a.csv", toy(2)), model_name_or_path=str(tmp_path / "model"))
 
 
 def test_a_finished_file_is_made_once_and_replaced_only_when_told(

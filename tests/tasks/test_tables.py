@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.errors import DataError
-from llmkit.tasks.tables import EMBEDDED, pick_column, read_dataset, read_table, validation_split
+from llmkit.tasks.tables import EMBEDDED, iterate_table, pick_column, read_dataset, read_table, validation_split
 
 ROWS = [{"text": "good, really", "label": "pos"}, {"text": '他说"好"', "label": "neg"}]
 
@@ -34,6 +34,28 @@ def test_csv_with_quotes_and_lines_inside(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     assert values(put(tmp_path / "a.csv", "\ufefftext,label\ngut,1\n")) == [{"text": "gut", "label": "1"}]
     assert values(put(tmp_path / "a.jsonl", "\ufeff" + json.dumps(ROWS[0]))) == [ROWS[0]]
+
+
+def test_a_text_of_a_csv_may_be_long(tmp_path: Path) -> None:
+    text = "word, " * 100_000
+    assert values(put(tmp_path / "a.csv", f'text,label\n"{text}",1\n')) == [{"text": text, "label": "1"}]
+
+
+def test_lines_are_rows_where_a_column_is_named_for_them(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt", "\ufeffone\r\n\nb\u2028c\r\n")
+    rows = list(iterate_table(path, line_column="text"))
+    assert [row.values for row in rows] == [{"text": "one"}, {"text": ""}, {"text": "b\u2028c"}]
+    assert rows[2].place == f"{path}:3"
+    with pytest.raises(DataError, match=r"the format '\.txt' is not known"):
+        read_table(path)
+
+
+def test_rows_come_before_the_file_is_read_to_its_end(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", '{"text": "a"}\n' * 3 + "broken\n")
+    rows = iterate_table(path)
+    assert [next(rows).values for _ in range(3)] == [{"text": "a"}] * 3
+    with pytest.raises(DataError, match=r"a\.jsonl:4 is not a JSON object"):
+        next(rows)
 
 
 def test_in_tsv_a_quotation_mark_is_only_a_character(tmp_path: Path) -> None:
@@ -90,6 +112,7 @@ def test_every_format_gives_back_what_was_written(rows: list[tuple[str, str]]) -
         ("a.csv", "text,label\na,b\nc\n", r"a\.csv:3 does not have the 2 columns of the first line: text, label"),
         ("a.csv", "text,label\na,b,c\n", r"a\.csv:2 does not have the 2 columns"),
         ("a.tsv", "text\tlabel\na\tb\nno tab here\n", r"a\.tsv:3 does not have the 2 columns"),
+        ("a.csv", "text,label,text\na,b,c\n", r"a\.csv:1 names a column twice: 'text'"),
         ("a.csv", 'text,label\n"never closed,b\n', r"a\.csv:2 begins a row that is not CSV"),
         ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', r"a\.jsonl:2 is not a JSON object a line"),
         ("a.jsonl", '{"text": "a", "label": "b"}\n["a", "b"]\n', r"a\.jsonl:2 is JSON, but not an object"),
