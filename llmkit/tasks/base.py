@@ -165,6 +165,10 @@ class Task(ABC, Generic[E]):
         """Entries of the model's config that shape its head, such as `num_labels`."""
         return {}
 
+    def auto_class_of(self, config: PretrainedConfig) -> str:
+        """The class of transformers that gives a model of this config its head."""
+        return self.auto_class
+
     def load_model(
         self, name: str, tokenizer: Any, seed: int, attn_implementation: str | None, **how: Any
     ) -> tuple[PreTrainedModel, list[str]]:
@@ -188,7 +192,8 @@ class Task(ABC, Generic[E]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model, loading = getattr(transformers, self.auto_class).from_pretrained(
+                auto_class = self.auto_class_of(transformers.AutoConfig.from_pretrained(name))
+                model, loading = getattr(transformers, auto_class).from_pretrained(
                     name,
                     dtype="float32",
                     attn_implementation=attn_implementation,
@@ -209,8 +214,12 @@ class Task(ABC, Generic[E]):
         """Put what the model has to know for later into its config."""
         setattr(model.config, SECTION, {"task": self.name, **self.stored()})
 
-    def new_config(self, tokenizer: Any) -> dict[str, Any]:
-        """Entries that the config of a new model needs beside its head, the token that decoding starts with say."""
+    def new_config(self, tokenizer: Any, config: PretrainedConfig) -> dict[str, Any]:
+        """Entries that the config of a new model needs beside its head, the token that decoding starts with say.
+
+        Args:
+            config: of its architecture, with nothing but defaults.
+        """
         return {}
 
     # What is told of it
@@ -259,6 +268,15 @@ class Task(ABC, Generic[E]):
                 over the batch.
         """
         raise NotImplementedError
+
+    def targets_per_example(self, features: Features) -> float | None:
+        """Learned tokens of a validation example in the mean, where the loss is a mean over tokens; None where it is one over
+        examples."""
+        return None
+
+    def summary(self, logits: Any, labels: Any) -> Any:
+        """What `compute_metrics` needs of the logits of a batch; those over a vocabulary are too many to be kept."""
+        return logits
 
     @abstractmethod
     def compute_metrics(self, data: list[E], features: Features) -> Callable[[Any], dict[str, float]]:

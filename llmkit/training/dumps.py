@@ -84,8 +84,8 @@ def describe_samples(dataset: OrderedSamples, step: int, at_once: int, ranks: in
     for position, index in enumerate(dataset.of_step(step - 1).tolist()):
         ids = dataset.samples[index]["input_ids"][: 4 * TEXT_CHARACTERS].tolist()  # a character has up to four tokens
         text = tokenizer.decode(ids)[:TEXT_CHARACTERS] if tokenizer is not None else None
-        passages_of = getattr(dataset.samples, "passages", None)  # examples of a task come from no shards
-        passages = [asdict(passage) for passage in passages_of(index)] if passages_of else []
+        passages_of = getattr(dataset.samples, "passages", lambda _: ())  # the examples of a task are not parts of documents
+        passages = [asdict(passage) for passage in passages_of(index)]
         described.append({"sample": index, "rank": position // at_once % ranks, "documents": passages, "text": text})
     return described
 

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import FieldSpec, option
 from llmkit.tasks.registry import TaskName
-from llmkit.tasks.settings import Columns, QuestionAnsweringSettings
+from llmkit.tasks.settings import (
+    Columns,
+    QuestionAnsweringSettings,
+    TextGenerationSettings,
+    TranslationSettings,
+    WritingSettings,
+)
 from llmkit.tasks.tables import EMBEDDED, embedded_file
 from llmkit.training.arguments import TrainingConfig
 
@@ -28,7 +34,9 @@ _OF_THE_ENGINE = {
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(Columns, QuestionAnsweringSettings, TrainingConfig):
+class FinetuneConfig(
+    Columns, QuestionAnsweringSettings, WritingSettings, TranslationSettings, TextGenerationSettings, TrainingConfig
+):
     """Settings of the finetune stage."""
 
     renamed: ClassVar = {**TrainingConfig.renamed, **_OF_THE_ENGINE}

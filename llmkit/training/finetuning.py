@@ -13,11 +13,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ConfigError, DataError
 from llmkit.models.causal import parameter_counts
-from llmkit.models.custom import custom_config, new_model
+from llmkit.models.custom import custom_config, default_config, new_model
+from llmkit.models.masking import check_document_masking
 from llmkit.pipeline.artefact import enclosing
 from llmkit.pipeline.ranks import dimension, rank
 from llmkit.tasks.base import Example, Task, conflicting, context_length, digest, seen
 from llmkit.tasks.features import Features, cached, padding_waste
+from llmkit.tasks.language import LanguageTask, packed
 from llmkit.tasks.registry import task_class
 from llmkit.tasks.tables import read_dataset, read_table, source_name, validation_split
 from llmkit.training.card import settings_table, write_card
@@ -29,6 +31,7 @@ from llmkit.training.schedules import RunLength, schedule_of
 from llmkit.training.seed_model import made_once, seed_model
 from llmkit.training.shards import distributed_config
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
+from llmkit.training.written import WrittenMetrics
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
@@ -142,7 +145,16 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     for sentence in found:
         workspace.say(sentence)
     workspace.say(f"{train.facts.get('truncated', 0)} training texts cut at {max_length} tokens")
+    if set_aside := train.facts.get("set_aside"):
+        workspace.say(
+            f"warning: {set_aside:,} training examples set aside: within {max_length} tokens nothing is to be learned"
+        )
     _warn_of_copies(data, workspace)
+    if config.packing:
+        how = (tokenizer, config.seed, config.attn_implementation)
+        check_document_masking(task.load_model(start, *how)[0], "packing")
+        train = packed(train, max_length)
+        workspace.say(f"packed into {len(train):,} rows")
     return Prepared(task, data, tokenizer, start, new, max_length, train, validation)
 
 
@@ -178,6 +190,7 @@ def features_of(task: Task[Any], data: list[Any], tokenizer: Any, max_length: in
         "examples": digest(data),
         "task": {"name": task.name, **task.stored()},
         "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer),
+        "chat_template": tokenizer.chat_template,
         "max_length": max_length,
     }
     features = cached(workspace.directory.parent / _FEATURES, key, lambda: task.features(data, tokenizer, max_length))
@@ -218,15 +231,17 @@ def _start(config: FinetuneConfig, workspace: Workspace, task: Task[Any], tokeni
             model, missing = task.load_model(config.model_name_or_path, *how)
             new.extend(missing)
             return model
+        default = default_config(config.model_type or "")
+        auto_class = task.auto_class_of(default)
         model_config = custom_config(
             config.model_type or "",
             config.config_overrides,
             tokenizer,
             config.max_length or _CONTEXT,
-            task.auto_class,
-            {**task.head(), **task.new_config(tokenizer)},
+            auto_class,
+            {**task.head(), **task.new_config(tokenizer, default)},
         )
-        return new_model(model_config, config.seed, task.auto_class)
+        return new_model(model_config, config.seed, auto_class)
 
     return str(seed_model(workspace, with_head)), new
 
@@ -276,15 +291,19 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
     if config.train_sampling_strategy == "group_by_length":
         ordered = LengthGrouped(ordered, prepared.train.lengths())
     waste = _padding_waste(prepared.train, ordered, arguments.per_device_train_batch_size, multiple)
-    workspace.say(f"{arguments.max_steps:,} steps of {per_step:,} examples; {waste:.1%} of what is computed is padding")
+    items = "rows" if config.packing else "examples"
+    workspace.say(f"{arguments.max_steps:,} steps of {per_step:,} {items}; {waste:.1%} of what is computed is padding")
     steps_per_epoch = len(prepared.train) / per_step
+    written = None
+    if isinstance(task, LanguageTask) and (asked := task.samples_written(prepared.data.validation)):
+        written = WrittenMetrics(task, tokenizer, asked, config.per_device_eval_batch_size)
     trainer = LLMKitTrainer(
         workspace=workspace,
         data=prepared.train.fingerprint(),
         keep=config.save_total_limit,
         guard=UpdateGuard.of(config),
         schedule=lambda steps: schedule_of(config, RunLength(steps, steps_per_epoch)),
-        items="examples",
+        items=items,
         model=model,
         args=arguments,
         train_dataset=ordered,
@@ -293,6 +312,9 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         data_collator=task.collator(tokenizer, multiple),
         compute_metrics=task.compute_metrics(prepared.data.validation, prepared.validation),
         compute_loss_func=task.loss,
+        preprocess_logits_for_metrics=task.summary,
+        targets_per_sample=task.targets_per_example(prepared.validation),
+        further_metrics=written,
     )
     if config.eval_steps is None:
         trainer.add_callback(_AfterEachEpoch(steps_per_epoch))
