@@ -45,6 +45,9 @@ PLACEHOLDERS = (
     "train.csv",
     "dev.csv",
     "test.csv",
+    "train.json",
+    "dev.json",
+    "test.json",
     "prompts.txt",
     "my_dataset/data.jsonl",
     "my_base_model/config.json",
@@ -208,11 +211,29 @@ def test_every_settings_file_is_used_by_a_command(page: Path) -> None:
         assert said & {name, f"--config={name}"}
 
 
+@pytest.fixture(scope="module")
+def answering(base_model: Artefact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a head for question answering that has learned nothing."""
+    from llmkit.tasks.question_answering import QuestionAnswering
+
+    task, place = QuestionAnswering(), tmp_path_factory.mktemp("answering")
+    tokenizer = task.load_tokenizer(str(base_model.directory))
+    model, _ = task.load_model(str(base_model.directory), tokenizer, 0, None)
+    task.note(model)
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
-def test_python_runs(page: Path, base_model: Artefact, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_runs(page: Path, base_model: Artefact, answering: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = {"runs/base-model/pretrain": base_model.directory, "runs/question-answering/finetune": answering}
     for block in blocks(page, "python"):
-        tree = ast.parse(block.text.replace("runs/base-model/pretrain", str(base_model.directory)))
+        code = block.text
+        for name, place in made.items():
+            code = code.replace(name, str(place))
+        tree = ast.parse(code)
         exec(compile(tree, name_of(page), "exec"), {})
         assert capsys.readouterr().out.strip()
 
