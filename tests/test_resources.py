@@ -33,7 +33,7 @@ def test_a_shipped_recipe_holds_settings_of_its_stage_and_nothing_else(name: str
     try:
         resolve(stage.config_class, sources)
     except ConfigError as failure:  # what the user or the pipeline has to give is all that may be missing
-        ports = tuple(f"--{port} is missing" for port in stage.ports())
+        ports = (*(f"--{port} is missing" for port in stage.ports()), "train_file, dataset_name: give one of them")
         assert all(problem.startswith(ports) for problem in failure.problems), failure
 
 

@@ -12,13 +12,14 @@ import pyarrow.parquet
 from transformers.utils.logging import disable_progress_bar
 
 from llmkit.config import Source, resolve
-from llmkit.errors import LLMKitError
+from llmkit.errors import ColumnError, LLMKitError
 from llmkit.evaluation.intervals import LEVEL, Metric, metric_key
 from llmkit.evaluation.measured import Measured, Predictions, evaluation_of
 from llmkit.evaluation.seeds import TestSet, headline, measure_seeds, seeds_of
 from llmkit.pipeline.artefact import Artefact, enclosing
 from llmkit.tasks.base import Task, conflicting, digest, seen
 from llmkit.tasks.loading import load_task_model
+from llmkit.tasks.registry import SECTION, task_class
 from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import Split, read_dataset, read_table, source_name
 from llmkit.training.finetune import FinetuneConfig
@@ -38,7 +39,13 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
     evaluation = evaluation_of(task)
     data = test_split(config)
-    test = task.read(data.rows, columns_of(config, finetuned))
+    try:
+        test = task.read(data.rows, columns_of(config, finetuned))
+    except ColumnError as failure:
+        if config.task or hasattr(model.config, SECTION):
+            raise
+        words = f"{config.model_name_or_path!r} has learned no task of llmkit and is taken for {task.name.replace('-', ' ')}"
+        raise ColumnError(f"model_name_or_path: {words}, but {failure}; fine-tune it, or name its --task") from failure
     evaluation.adapt(task, test, data)
     predictions = list(task.predict(model, tokenizer, test, config.per_device_eval_batch_size))
     measured = evaluation.measure(task, test, predictions, config.seed)
@@ -118,8 +125,6 @@ def _training_examples(finetuned: Artefact | None) -> tuple[Examples | None, str
     mend = "; put it back and evaluate again with --force"
     try:
         settings = _finetune_config(finetuned)
-        from llmkit.tasks.registry import task_class
-
         found = load_examples(settings, task_class(settings.task).of_config(settings))
     except LLMKitError as failure:
         return None, f"the training data cannot be read again ({failure}){mend}"

@@ -12,6 +12,7 @@ import numpy as np
 from transformers import AutoConfig, EarlyStoppingCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
+from llmkit import __version__
 from llmkit.errors import ConfigError, DataError
 from llmkit.models.causal import parameter_counts
 from llmkit.models.custom import custom_config, default_config, new_model
@@ -209,6 +210,7 @@ def _warn_of_copies(data: Examples, workspace: Workspace) -> None:
 def features_of(task: Task[Any], data: list[Any], tokenizer: Any, max_length: int, workspace: Workspace) -> Features:
     """The features of examples, made once for equal examples, tokenizer and settings, by whichever stage comes first."""
     key = {
+        "llmkit": __version__,
         "examples": digest(data),
         "task": {"name": task.name, "head": task.head(), **task.stored()},
         "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer),

@@ -303,7 +303,7 @@ def test_a_label_unseen_in_training_is_refused_with_its_row(run: Any, classifier
 
 
 def test_a_base_model_is_no_classifier(run: Any, base_model: Artefact, toy_files: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(LLMKitError, match="has not learned text classification"):
+    with pytest.raises(LLMKitError, match="has learned no task of llmkit"):
         run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, test_file=toy_files[1])
 
 
