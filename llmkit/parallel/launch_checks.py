@@ -126,7 +126,7 @@ def _deepspeed(subject: Subject) -> Iterator[Problem]:
         if file and "gradient_accumulation_steps" not in values:
             values = {**values, "gradient_accumulation_steps": 1}  # which is what accelerate fills in
     for key, (name, wanted) in expected.items():
-        if key in values and values[key] != "auto" and not _equal(values[key], wanted):
+        if key in values and values[key] != "auto" and wanted is not None and not _equal(values[key], wanted):
             yield Problem(f"{name_in(layout, key)} is {values[key]}, and {name} of the settings {wanted}", follow)
     for block, setting, said in (
         ("optimizer", "optim", config.optim),

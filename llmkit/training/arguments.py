@@ -153,7 +153,7 @@ class TrainingConfig(StageConfig):
     def further_settings(cls) -> dict[str, FieldSpec]:
         return transformers_fields()
 
-    learning_rate: float = option(3e-4)
+    learning_rate: float | None = option(3e-4)
     """Peak learning rate."""
 
     num_train_epochs: float = option(1.0)
@@ -295,7 +295,7 @@ class TrainingConfig(StageConfig):
         yield from schedules.problems(self)
         if self.optim.endswith("_layerwise") or self.optim in ("lomo", "adalomo"):
             yield f"optim: {self.optim} updates during the backward pass, where nothing can be clipped, skipped or scheduled"
-        if self.learning_rate <= 0:
+        if self.learning_rate is not None and self.learning_rate <= 0:
             yield f"learning_rate: is {self.learning_rate}, must be above 0"
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             yield "max_steps: no step would be made; set max_steps or num_train_epochs above 0"

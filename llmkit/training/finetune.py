@@ -115,9 +115,9 @@ class FinetuneConfig(
     train_sampling_strategy: Literal["random", "group_by_length"] = option("group_by_length")
     """Which examples make up a step: random ones, or random ones of like length, so that little is computed on padding."""
 
-    # Fine-tuning takes small steps, and few of them: the defaults of Devlin et al. 2019 (appendix A.3).
-    learning_rate: float = option(5e-5)
-    """Peak learning rate."""
+    # Fine-tuning takes small steps, and few of them: the defaults of Devlin et al. 2019 (appendix A.3), for a width of 768.
+    learning_rate: float | None = option(None)
+    """Peak learning rate. None: 5e-5 x 768 / width of the model, five times that for random weights, ten times for lora."""
 
     num_train_epochs: float = option(3.0)
     """Passes over the training examples; `max_steps` overrides it."""

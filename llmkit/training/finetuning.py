@@ -277,31 +277,42 @@ def start_of(config: FinetuneConfig, workspace: Workspace, task: Task[Any], toke
     return str(place), json.loads((place / _NEW_WEIGHTS).read_text(encoding="utf-8"))
 
 
-class _AfterEachEpoch(TrainerCallback):
-    """Evaluates and saves where an epoch ends, wherever in a run that is, and at the end of the run."""
+class _AtIntervals(TrainerCallback):
+    """Evaluates and saves at the end of each interval, an epoch say, whose ends need not be those of steps, and of the run."""
 
-    def __init__(self, steps_per_epoch: float):
-        self.steps_per_epoch = steps_per_epoch
+    def __init__(self, steps: float):
+        self.steps = steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
-        ends_epoch = math.floor(step / self.steps_per_epoch) > math.floor((step - 1) / self.steps_per_epoch)
-        if ends_epoch or step >= state.max_steps:
+        if math.floor(step / self.steps) > math.floor((step - 1) / self.steps) or step >= state.max_steps:
             control.should_evaluate = control.should_save = True
+
+
+def usual_learning_rate(config: FinetuneConfig, model_config: Any) -> float:
+    """The peak learning rate where none is set: what Devlin et al. 2019 found for a width of 768, less for wider models.
+
+    That it falls with the width is the rule for Adam of Yang et al. 2021 (muP). Random weights have a longer way to go, and
+    the factor of low-rank updates is that of Schulman et al. 2025 (LoRA Without Regret).
+    """
+    width = getattr(model_config.get_text_config(), "hidden_size", None) or 768
+    factor = 10.0 if config.peft else 5.0 if config.model_type or config.random_start else 1.0
+    return 5e-5 * 768 / width * factor
 
 
 def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared) -> LLMKitTrainer:
     """All that a run needs, before its first step."""
     task, tokenizer = prepared.task, prepared.tokenizer
     best = config.metric_for_best_model or next(iter(task.metrics))
-    every = config.eval_steps or _NEVER
+    rate = config.learning_rate or usual_learning_rate(config, _config_of(prepared.start, task))
     arguments = training_arguments(
         config,
         workspace.directory,
+        learning_rate=rate,
         eval_strategy="steps",
-        eval_steps=every,
+        eval_steps=_NEVER,  # `_AtIntervals` says when
         save_strategy="steps",
-        save_steps=every,
+        save_steps=_NEVER,
         load_best_model_at_end=True,
         metric_for_best_model=best,
         greater_is_better=task.metrics.get(best, False),
@@ -334,7 +345,10 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         ordered = LengthGrouped(ordered, prepared.train.lengths())
     waste = _padding_waste(prepared.train, ordered, arguments.per_device_train_batch_size, multiple)
     items = "rows" if config.packing else "examples"
-    workspace.say(f"{arguments.max_steps:,} steps of {per_step:,} {items}; {waste:.1%} of what is computed is padding")
+    workspace.say(
+        f"{arguments.max_steps:,} steps of {per_step:,} {items} at a peak learning rate of {rate:.2g}; {waste:.1%} of what is "
+        f"computed is padding"
+    )
     steps_per_epoch = len(prepared.train) / per_step
     written = None
     if isinstance(task, LanguageTask) and (asked := task.samples_written(prepared.data.validation)):
@@ -360,8 +374,7 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         targets_per_sample=task.targets_per_example(prepared.validation),
         further_metrics=written,
     )
-    if config.eval_steps is None:
-        trainer.add_callback(_AfterEachEpoch(steps_per_epoch))
+    trainer.add_callback(_AtIntervals(config.eval_steps or steps_per_epoch))
     if config.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     return trainer

@@ -187,6 +187,8 @@ class PretrainConfig(TrainingConfig):
 
     def problems(self) -> Iterable[str]:
         yield from super().problems()
+        if self.learning_rate is None:
+            yield "learning_rate: is none; give a number"
         if self.num_params is not None and self.depth is not None:
             yield "num_params: the size is given, and depth; give one of the two"
         if (self.num_params or self.depth) and self.model_type != "llama" and not self.model_name_or_path:
