@@ -38,11 +38,6 @@ class Metric:
         return asdict(self)
 
 
-def metric_key(metric: Metric) -> str:
-    """The name of a metric in manifests and tables."""
-    return metric.name if metric.average is None else f"{metric.name}_{metric.average}"
-
-
 def quantile(level: float) -> float:
     """How many standard deviations from the mean of a normal distribution its middle part of that share ends."""
     return NormalDist().inv_cdf((1 + level) / 2)

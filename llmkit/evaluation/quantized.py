@@ -11,7 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ConfigError
 from llmkit.evaluation.measured import Measured, evaluation_of
-from llmkit.evaluation.task_model import columns_of, finetuned_artefact, metric_key, test_split, with_interval
+from llmkit.evaluation.task_model import columns_of, finetuned_artefact, test_split, with_interval
 from llmkit.models import int8
 from llmkit.tasks.base import Task
 from llmkit.tasks.loading import load_task_model
@@ -83,14 +83,14 @@ def _beside(original: _Trial, quantised: _Trial, config: QuantizeConfig, workspa
     pairs = zip(original.predictions, quantised.predictions, strict=True)
     for before, after in zip(original.measured.headline, quantised.measured.headline, strict=True):
         if before.value is not None and after.value is not None:
-            workspace.say(f"{metric_key(before)}: {after.value:.3f}, the original {before.value:.3f}")
+            workspace.say(f"{before.key}: {after.value:.3f}, the original {before.value:.3f}")
     workspace.say(
         f"{original.seconds / quantised.seconds:.2f} times as fast on {torch.get_num_threads()} threads. {comparison.sentence}"
     )
     return {
         "n": n,
         **{
-            kind: {metric_key(metric): with_interval(metric) for metric in trial.measured.metrics if metric.label is None}
+            kind: {metric.key: with_interval(metric) for metric in trial.measured.metrics if metric.label is None}
             for kind, trial in (("original", original), ("int8", quantised))
         },
         "comparison": asdict(comparison),

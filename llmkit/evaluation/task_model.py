@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.config import Source, resolve
 from llmkit.errors import ColumnError, LLMKitError
-from llmkit.evaluation.intervals import LEVEL, Metric, metric_key
+from llmkit.evaluation.intervals import LEVEL, Metric
 from llmkit.evaluation.measured import Measured, Predictions, evaluation_of
 from llmkit.evaluation.seeds import TestSet, headline, measure_seeds, seeds_of
 from llmkit.pipeline.artefact import Artefact, enclosing
@@ -58,7 +58,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
         "interval": LEVEL,
         "seed": config.seed,
         "metrics": [metric.as_dict() for metric in measured.metrics],
-        "headline": [metric_key(metric) for metric in measured.headline],
+        "headline": [metric.key for metric in measured.headline],
         "value_is": measured.metric,
         "lower_is_better": measured.lower_is_better,
         **measured.record,
@@ -87,7 +87,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     _write_predictions(workspace.directory / "predictions.parquet", test, predictions, measured)
     for line in _summary(measured, result):
         workspace.say(line)
-    overall = {metric_key(metric): with_interval(metric) for metric in measured.metrics if metric.label is None}
+    overall = {metric.key: with_interval(metric) for metric in measured.metrics if metric.label is None}
     over_seeds = {"seeds": result["seeds"]} if seeds else {}
     return {"task": task.name, "n": len(test), **overall, **over_seeds}
 
@@ -187,7 +187,7 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
     lines = [f"{result['dataset']} ({result['split']}), n = {result['n']}, 95% intervals:"]
     for metric in measured.headline:
         told = "undefined" if metric.value is None else f"{metric.value:.3f}  ({metric.low:.3f} to {metric.high:.3f})"
-        lines.append(f"  {metric_key(metric):10} {told}")
+        lines.append(f"  {metric.key:10} {told}")
     for name, found in result.get("seeds", {}).get("metrics", {}).items():
         lines.append(f"  {name}, mean over {len(found['values'])} seeds: {in_words(found)}")
     lines += [f"  {item['sentence']}" for item in result["comparison"]]

@@ -11,7 +11,6 @@ from llmkit.evaluation import baselines as simple
 from llmkit.evaluation import multi_label, regression
 from llmkit.evaluation.classification import confusion_matrix
 from llmkit.evaluation.classification import measure as measure_confusion
-from llmkit.evaluation.intervals import metric_key
 from llmkit.evaluation.measured import Baseline, Measured, Predictions
 from llmkit.tasks.labels import MULTI, REGRESSION, classes_of
 from llmkit.tasks.tables import Split
@@ -36,7 +35,7 @@ def _one(task: TextClassification, test: list[Example], predictions: Predictions
     predicted = np.array([numbers[row["prediction"]] for row in predictions])
     confusion = confusion_matrix(true, predicted, len(task.labels))
     metrics = measure_confusion(confusion, task.labels)
-    headline = [metric for metric in metrics if metric.label is None and metric_key(metric) in ("accuracy", "f1_macro")]
+    headline = [metric for metric in metrics if metric.label is None and metric.key in ("accuracy", "f1_macro")]
     record = {"labels": task.labels, "confusion": confusion.tolist()}
     return Measured(metrics, headline, (true == predicted).astype(float), "accuracy", record)
 
@@ -46,7 +45,7 @@ def _several(task: TextClassification, test: list[Example], predictions: Predict
     given = np.array([[label in row["prediction"] for label in task.labels] for row in predictions])
     metrics = multi_label.measure(true, given, task.labels, seed)
     order = ("f1_samples", "f1_micro", "f1_macro", "exact_match")
-    overall = {metric_key(metric): metric for metric in metrics if metric.label is None}
+    overall = {metric.key: metric for metric in metrics if metric.label is None}
     record = {"labels": task.labels, "thresholds": task.thresholds}
     return Measured(metrics, [overall[name] for name in order], multi_label.example_f1(true, given), "f1_samples", record)
 

@@ -131,6 +131,19 @@ class Predictions:
 
 
 @dataclass
+class OverSeeds:
+    """A metric of the models of several seeds on the same test examples."""
+
+    title: str
+    values: dict[str, float]
+    """By seed."""
+    mean: float
+    low: float
+    high: float
+    sd: float
+
+
+@dataclass
 class Overlap:
     """Test examples whose text the model had met before."""
 
@@ -163,6 +176,8 @@ class Told:
     overlap: Overlap | None
     """None where it was not looked for."""
     predictions: Predictions | None
+    seeds: list[OverSeeds]
+    """Empty where one model was evaluated."""
     curves: list[Curves]
     model: Model
     evaluation: Node
@@ -232,6 +247,7 @@ def gather(evaluation: str, title: str | None, worst_errors: int) -> Told:
         confusion=confusion,
         overlap=_overlap(record),
         predictions=_predictions(artefact.directory / PREDICTIONS, worst_errors, interval, record),
+        seeds=list(_over_seeds(record, overall)),
         curves=list(trained.curves_of(model)),
         model=model,
         evaluation=root,
@@ -379,6 +395,12 @@ def _overlap(record: Mapping[str, Any]) -> Overlap | None:
         return Overlap(train, validation, either, _scores([found["without"]])[0])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(f"`overlap` in {METRICS} is not what `llmkit evaluate` writes; evaluate again with --force") from None
+
+
+def _over_seeds(record: Mapping[str, Any], overall: Sequence[Score]) -> Iterator[OverSeeds]:
+    titles = {"_".join(filter(None, [score.name, score.average])): score.title for score in overall}
+    for key, found in ((record.get("seeds") or {}).get("metrics") or {}).items():
+        yield OverSeeds(titles.get(key, key), found["values"], *(float(found[name]) for name in ("mean", "low", "high", "sd")))
 
 
 def class_metrics(rows: Sequence[ClassRow]) -> list[str]:

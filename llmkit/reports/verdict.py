@@ -100,10 +100,17 @@ def limits(told: Told) -> Iterator[str]:
     """What the numbers do not show, said only where the data at hand supports it."""
     yield from _limits_of_size(told)
     yield from _limits_of_data(told)
-    yield (
-        "One trained model was evaluated. The intervals cover the choice of test examples, not the luck of one "
-        "training; another seed gives another model."
-    )
+    if told.seeds:
+        count = len(told.seeds[0].values)
+        yield (
+            f"{count} models were evaluated, trained alike with other seeds. How far they differ is told by their standard "
+            f"deviation, which so few do not tell exactly."
+        )
+    else:
+        yield (
+            "One trained model was evaluated. The intervals cover the choice of test examples, not the luck of one "
+            "training; another seed gives another model."
+        )
     if told.comparisons or told.classes:
         yield (
             "Each interval holds for itself. Among many of them some miss the true value, so the scores of single "

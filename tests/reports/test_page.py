@@ -522,3 +522,13 @@ def test_settings_are_checked_and_documented() -> None:
     with pytest.raises(ConfigError, match="worst_errors is 500"):
         resolve(ReportConfig, [Source({"evaluation": "x", "worst_errors": 500}, {})])
     assert all(re.match(r"[A-Z].*\.", spec.doc) for spec in fields_of(ReportConfig).values())
+
+
+def test_several_seeds_are_told_with_their_mean_and_interval(chain: Chain, write: Callable[..., Written]) -> None:
+    record = chain.metrics_of(chain.example_rows())
+    found = {"values": {"0": 0.6, "1": 0.7, "7": 0.5}, "mean": 0.6, "sd": 0.1, "low": 0.352, "high": 0.848}
+    record["seeds"] = {"of": [0, 1, 7], "metrics": {"accuracy": found}}
+    chain.build(record=record)
+    text = shown(write().html)
+    assert "Over 3 seeds" in text and "0.600 0.352 to 0.848" in text and "Seed 7" in text
+    assert "3 models were evaluated, trained alike with other seeds" in text and "One trained model" not in text
