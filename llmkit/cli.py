@@ -95,6 +95,7 @@ def _help() -> str:
         "  plan        memory, speed and cost of every launch layout, before a model is built",
         "  check       what would go wrong with a launch, before it is made",
         "  verify      prove that a launch layout computes what one process computes",
+        "  predict     a task model and a file to the same rows with predictions",
         "",
         "stages, in the order data flows through them:",
     ]
@@ -246,6 +247,12 @@ def _verify(words: list[str]) -> int:
     return verify(words)
 
 
+def _predict(words: list[str]) -> int:
+    from llmkit.tasks.predict import main as predict
+
+    return predict(words)
+
+
 _COMMANDS = {
     "run": _run,
     "status": _status,
@@ -255,6 +262,7 @@ _COMMANDS = {
     "plan": _plan,
     "check": _check,
     "verify": _verify,
+    "predict": _predict,
 }
 
 

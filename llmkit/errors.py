@@ -30,6 +30,10 @@ class DataError(LLMKitError):
     """Data that cannot be used: missing, empty, unreadable, or with too many bad rows."""
 
 
+class ColumnError(DataError):
+    """A column that is not there, or that has to be named: a fault of the whole table, and not of a row."""
+
+
 class ArtefactError(LLMKitError):
     """A directory that is not the artefact it should be, or must not be written to."""
 

@@ -59,3 +59,31 @@ def test_the_benchmark_of_layouts_prints_its_table(tokens: Artefact) -> None:
     assert rows["ddp"][2] == "2"
     assert float(rows["ddp"][3]) > 0 and "MiB" in rows["ddp"][7]
     assert "- measured: `python benchmarks/layouts.py --quick" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_fine_tuning_prints_its_table(toy_files: tuple[Path, Path], tmp_path: Path) -> None:
+    """A script in place of run_glue.py, which is not ours to carry: it says as much, and leaves the model it began with."""
+    script = (
+        "import sys\n"
+        "given = dict(word[2:].split('=', 1) for word in sys.argv[1:] if '=' in word)\n"
+        "for _ in range(4):\n    print({'loss': 1.0}, flush=True)\n"
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
+        "AutoModelForSequenceClassification.from_pretrained(given['model_name_or_path']).save_pretrained(given['output_dir'])\n"
+        "AutoTokenizer.from_pretrained(given['model_name_or_path']).save_pretrained(given['output_dir'])\n"
+    )
+    (tmp_path / "run_glue.py").write_text(script)
+    words = ["--train_file", str(toy_files[0]), "--test_file", str(toy_files[1]), "--rounds", "1", "--threads", "1", "--log"]
+    words += ["--layers", "1", "--width", "64", "--vocab_size", "300", "--batch", "8", "--warmup", "2", "--log_every", "2"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "finetune.py"), "--scripts", str(tmp_path), *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {cells[1]: cells for line in done.stdout.splitlines() if len(cells := [c.strip() for c in line.split("|")]) > 6}
+    assert rows["llmkit"][2] == "1.00"
+    assert 0 <= float(rows["llmkit"][6].split()[0]) <= 1
+    assert 0 <= float(rows["run_glue, its defaults"][6].split()[0]) <= 1
+    assert "- hardware:" in done.stdout

@@ -53,6 +53,8 @@ def modules_after(*words: str) -> set[str]:
         ["trace", "nowhere"],
         ["replay", "--help"],
         ["verify", "--help"],
+        ["predict", "--help"],
+        ["predict", "--input", "a.xlsx"],
         *([name, "--help"] for name in STAGES),
     ],
     ids=" ".join,
@@ -65,7 +67,18 @@ def test_help_names_every_command_stage_and_shipped_file(capsys: pytest.CaptureF
     for words in ([], ["--help"], ["-h"], ["help"]):
         assert cli.main(words) == 0
         out = capsys.readouterr().out
-        for word in ("run", "status", "trace", "replay", "verify", *STAGES, "sentiment", "pretrain/quickstart", "ddp"):
+        for word in (
+            "run",
+            "status",
+            "trace",
+            "replay",
+            "verify",
+            "predict",
+            *STAGES,
+            "sentiment",
+            "pretrain/quickstart",
+            "ddp",
+        ):
             assert f" {word}" in out
         assert max(map(len, out.splitlines())) < 130
 
@@ -75,7 +88,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"llmkit {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["run", "status", "trace", "replay", "verify", *STAGES])
+@pytest.mark.parametrize("command", ["run", "status", "trace", "replay", "verify", "predict", *STAGES])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code = cli.main([command, "--help"])
@@ -99,6 +112,13 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["pretrain", "--output_dir"], "--output_dir needs a value"),
         (["pretrain", "--config", "quikstart"], "'quikstart' is neither a file nor one of llmkit's recipes"),
         (["evaluate", "--dataset_name", "llmkit/reviews"], "--model_name_or_path is missing"),
+        (["predict", "--model", "m", "--inptu", "a.csv"], "unknown key 'inptu'; did you mean 'input'?"),
+        (["predict", "--model", "m", "--input", "a.xlsx"], "input: 'a.xlsx' does not end in one of .csv"),
+        (["predict", "--model", "./m", "--input", "a.csv"], "a.csv cannot be read: No such file or directory"),
+        (
+            ["predict", "--model", "m", "--input", "-", "--output_dir", "x"],
+            "'output_dir' is no setting: write `output`, a file",
+        ),
         (["tokenizer", "--corpus", "nowhere", "--vocab_size", "many"], "vocab_size: 'many' is not a whole number"),
         (["run", "sentimnt"], "did you mean 'sentiment'?"),
         (

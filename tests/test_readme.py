@@ -21,7 +21,7 @@ from llmkit.parallel import launch
 from llmkit.parallel.verify import Verdict, Verification
 from llmkit.pipeline import trace
 from llmkit.stages import STAGES
-from llmkit.tasks import generate
+from llmkit.tasks import generate, prediction
 from llmkit.tokens import verify
 from llmkit.training import replay
 
@@ -137,6 +137,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(stages, "finished_line", lambda stage, artefact: "")
     monkeypatch.setattr(trace, "trace", trace_it)
     monkeypatch.setattr(generate, "show", lambda config: names.append("generate") or 0)
+    monkeypatch.setattr(prediction, "predict_file", lambda config: names.append("predict"))
     monkeypatch.setattr(replay, "replay", replay_it)
     monkeypatch.setattr(launch, "launch_command", launch_command)
     monkeypatch.setattr(verify, "faults", lambda directory: iter(()))
@@ -175,7 +176,7 @@ def check_llmkit(words: list[str], started: list[str], capsys: pytest.CaptureFix
     status = cli.main([*words, "--dry_run"] if words[0] == "run" else words)
     assert status == 0 or (words[0] == "check" and status == 1), capsys.readouterr().err  # a page shows what it finds
     if "--help" not in words:
-        starts = (words[0] in STAGES and "--dry_run" not in words) or words[0] in ("trace", "replay")
+        starts = (words[0] in STAGES and "--dry_run" not in words) or words[0] in ("trace", "replay", "predict")
         assert started == ([words[0]] if starts else [])
 
 

@@ -49,23 +49,33 @@ def compare_accuracy(right: np.ndarray, baseline_right: np.ndarray, baseline: st
     return Comparison(baseline, metric, difference, low, high, p_value, sentence)
 
 
-def compare_means(values: np.ndarray, baseline_values: np.ndarray, baseline: str, metric: str, seed: int) -> Comparison:
+def compare_means(
+    values: np.ndarray,
+    baseline_values: np.ndarray,
+    baseline: str,
+    metric: str,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> Comparison:
     """Pair two systems on the same examples by a value per example: the mean difference with its bootstrap interval.
 
     The p-value is that of the sign-flip permutation test of the differences (Fisher 1935), by simulation.
 
     Args:
         values, baseline_values: float64 of shape [n].
+        groups: the number of the group that each example belongs to; groups are resampled and flipped as a whole. None: each
+            is a group by itself.
     """
     differences = values - baseline_values
     n, difference = len(differences), float(differences.mean())
     sums = np.stack([differences, np.ones(n)], axis=1)
-    low, high = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], seed)
+    low, high = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], seed, groups)
+    flipped = differences if groups is None else np.bincount(groups, weights=differences)
     generator, flips = np.random.default_rng(seed), 4000
     extreme = 0
     for start in range(0, flips, 500):
-        signs = generator.integers(0, 2, size=(min(500, flips - start), n), dtype=np.int8) * 2 - 1
-        extreme += int((np.abs(signs @ differences / n) >= abs(difference) - 1e-12).sum())
+        signs = generator.integers(0, 2, size=(min(500, flips - start), len(flipped)), dtype=np.int8) * 2 - 1
+        extreme += int((np.abs(signs @ flipped / n) >= abs(difference) - 1e-12).sum())
     p_value = (extreme + 1) / (flips + 1)
     between = f"({low:+.3f} to {high:+.3f}, p = {p_value:.2g}, n = {n})"
     if p_value >= 1 - LEVEL or low <= 0 <= high:

@@ -36,11 +36,13 @@ class Measured:
     """What else belongs into metrics.json, a confusion matrix say."""
     columns: dict[str, Sequence[Any]] = field(default_factory=dict)
     """Further columns of predictions.parquet."""
+    groups: np.ndarray | None = None
+    """The number of the group that each example belongs to, int64 of shape [examples], where examples are not independent."""
 
     @property
     def is_share(self) -> bool:
-        """Whether a prediction is either right or wrong."""
-        return bool(np.isin(self.values, (0.0, 1.0)).all())
+        """Whether a prediction is either right or wrong, and each by itself."""
+        return self.groups is None and bool(np.isin(self.values, (0.0, 1.0)).all())
 
     def mean(self, chosen: np.ndarray, seed: int) -> Metric:
         """The mean value of some of the examples, given as bool of shape [examples]."""
@@ -49,13 +51,13 @@ class Measured:
             return Metric(self.metric, None, None, None, 0, "none")
         if self.is_share:
             return Metric(self.metric, float(values.mean()), *wilson(int(values.sum()), n), n, "wilson")
-        return mean_metric(self.metric, values, seed)
+        return mean_metric(self.metric, values, seed, None if self.groups is None else self.groups[chosen])
 
     def against(self, other: Measured, baseline: str, seed: int) -> Comparison:
         """How this differs from a baseline on the same examples."""
         if self.is_share and other.is_share:
             return compare_accuracy(self.values > 0, other.values > 0, baseline, self.metric)
-        return compare_means(self.values, other.values, baseline, self.metric, seed)
+        return compare_means(self.values, other.values, baseline, self.metric, seed, self.groups)
 
 
 @dataclass

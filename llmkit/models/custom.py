@@ -29,6 +29,12 @@ _KINDS = {
 }
 
 
+def default_config(model_type: str) -> PretrainedConfig:
+    """The config of an architecture with nothing but defaults; that of no architecture in particular for one that transformers
+    does not know."""
+    return CONFIG_MAPPING[model_type]() if model_type in CONFIG_MAPPING else transformers.PretrainedConfig()
+
+
 def custom_config(
     model_type: str,
     overrides: dict[str, Any],

@@ -17,7 +17,7 @@ _CUTS = (5, 8)  # where the second document begins, in either row
 _TOLERANCE = 1e-2
 
 
-def check_document_masking(model: PreTrainedModel) -> None:
+def check_document_masking(model: PreTrainedModel, setting: str = "document_masking") -> None:
     """Refuse a model that does not learn the documents of a row apart when it is given positions that start again.
 
     transformers derives a mask from such positions where the attention takes one; other architectures (state spaces, ALiBi,
@@ -25,15 +25,18 @@ def check_document_masking(model: PreTrainedModel) -> None:
     is compared with the documents alone. The weights are overwritten with noise first: of weights that start at zero, none
     would show what sees what. Give a copy.
 
+    Args:
+        setting: the setting that asks for it.
+
     Raises:
         ConfigError: the model does not keep them apart.
     """
     kind, attention = model.config.model_type, model.config._attn_implementation
-    instead = "set document_masking: false, or take another model_type or attn_implementation"
+    instead = f"set {setting}: false, or take another model_type or attn_implementation"
     if "flash" in attention:
         raise ConfigError(
             [
-                f"document_masking: {attention} looks at the positions of a batch of one row only, and would learn across "
+                f"{setting}: {attention} looks at the positions of a batch of one row only, and would learn across "
                 f"documents in others; take attn_implementation sdpa or flex_attention"
             ]
         )
@@ -47,9 +50,9 @@ def check_document_masking(model: PreTrainedModel) -> None:
             difference = _difference(model.eval())
     except Exception as failure:
         reason = str(failure).partition("\n")[0]
-        raise ConfigError([f"document_masking: {kind} with {attention} fails on it ({reason}); {instead}"]) from failure
+        raise ConfigError([f"{setting}: {kind} with {attention} fails on it ({reason}); {instead}"]) from failure
     if not difference < _TOLERANCE:
-        raise ConfigError([f"document_masking: {kind} with {attention} does not keep documents apart; {instead}"])
+        raise ConfigError([f"{setting}: {kind} with {attention} does not keep documents apart; {instead}"])
 
 
 def _difference(model: PreTrainedModel) -> float:

@@ -1,8 +1,9 @@
 """The shape of every task: what fine-tuning, evaluation and prediction have to know of it, and nothing of how they go.
 
-The order in which the methods are called: `read` the rows, `learn` from the training examples, `load_tokenizer`, `load_model`,
-`features`, then training with `collator`, `loss` and `compute_metrics`, and `tune` on the validation examples. A model that is
-evaluated or asked for predictions brings what was learned and tuned in its config (`stored`), and begins with `of_model`.
+The order in which the methods are called: `read` the rows, `learn` from the training examples, `load_tokenizer`, `adapt_to`
+the model's config, `features`, `load_model`, then training with `collator`, `loss` and `compute_metrics`, and `tune` on the
+validation examples. A model that is evaluated or asked for predictions brings what was learned and tuned in its config
+(`stored`), and begins with `of_model`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Task(ABC, Generic[E]):
     usage: ClassVar[str]
     """The Python lines on its card that use it; PATH_OF_THIS_DIRECTORY stands for the place."""
 
-    tunes: ClassVar[bool] = False
+    tunes: bool = False
     """Whether `tune` has something to decide on the validation examples."""
 
     @property
@@ -102,7 +103,8 @@ class Task(ABC, Generic[E]):
             is_labelled: whether targets are wanted; predictions are asked for without.
 
         Raises:
-            DataError: a column is missing, or rows without what is needed (named by their places).
+            ColumnError: a column is missing.
+            DataError: rows without what is needed (named by their places).
         """
 
     def learn(self, train: list[E]) -> Iterator[str]:
@@ -163,6 +165,10 @@ class Task(ABC, Generic[E]):
         """Entries of the model's config that shape its head, such as `num_labels`."""
         return {}
 
+    def auto_class_of(self, config: PretrainedConfig) -> str:
+        """The class of transformers that gives a model of this config its head."""
+        return self.auto_class
+
     def load_model(
         self, name: str, tokenizer: Any, seed: int, attn_implementation: str | None, **how: Any
     ) -> tuple[PreTrainedModel, list[str]]:
@@ -186,7 +192,8 @@ class Task(ABC, Generic[E]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model, loading = getattr(transformers, self.auto_class).from_pretrained(
+                auto_class = self.auto_class_of(transformers.AutoConfig.from_pretrained(name))
+                model, loading = getattr(transformers, auto_class).from_pretrained(
                     name,
                     dtype="float32",
                     attn_implementation=attn_implementation,
@@ -207,8 +214,12 @@ class Task(ABC, Generic[E]):
         """Put what the model has to know for later into its config."""
         setattr(model.config, SECTION, {"task": self.name, **self.stored()})
 
-    def new_config(self, tokenizer: Any) -> dict[str, Any]:
-        """Entries that the config of a new model needs beside its head, the token that decoding starts with say."""
+    def new_config(self, tokenizer: Any, config: PretrainedConfig) -> dict[str, Any]:
+        """Entries that the config of a new model needs beside its head, the token that decoding starts with say.
+
+        Args:
+            config: of its architecture, with nothing but defaults.
+        """
         return {}
 
     # What is told of it
@@ -227,6 +238,20 @@ class Task(ABC, Generic[E]):
 
     # Features, loss, metrics
 
+    def adapt_to(self, config: PretrainedConfig, max_length: int) -> int:
+        """Take from the model's config what features depend on.
+
+        Args:
+            max_length: longest input in tokens, as it is asked for, or else what the model takes.
+
+        Returns:
+            The longest input for this task.
+
+        Raises:
+            ConfigError: such a model cannot serve with these settings.
+        """
+        return max_length
+
     @abstractmethod
     def features(self, data: list[E], tokenizer: Any, max_length: int) -> Features:
         """Examples as the model takes them in training and validation; its facts say how many texts were `truncated`."""
@@ -243,6 +268,15 @@ class Task(ABC, Generic[E]):
                 over the batch.
         """
         raise NotImplementedError
+
+    def targets_per_example(self, features: Features) -> float | None:
+        """Learned tokens of a validation example in the mean, where the loss is a mean over tokens; None where it is one over
+        examples."""
+        return None
+
+    def summary(self, logits: Any, labels: Any) -> Any:
+        """What `compute_metrics` needs of the logits of a batch; those over a vocabulary are too many to be kept."""
+        return logits
 
     @abstractmethod
     def compute_metrics(self, data: list[E], features: Features) -> Callable[[Any], dict[str, float]]:
@@ -261,7 +295,11 @@ class Task(ABC, Generic[E]):
     @abstractmethod
     def predict(self, model: Any, tokenizer: Any, data: Sequence[E], batch_size: int) -> Iterator[dict[str, Any]]:
         """What the model gives for each example, in their order, as columns of a table: `prediction` and what belongs to it,
-        such as `score`. It is computed in batches of like length."""
+        such as `score`. It is computed in batches of like length.
+
+        Raises:
+            DataError: nothing can be predicted for one of the examples; `llmkit predict` then asks for each by itself.
+        """
 
 
 def seen(data: Iterable[E], known: Iterable[E]) -> np.ndarray:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +127,23 @@ class Padding:
     Only hardware with matrix units gains from lengths that are multiples of 8; elsewhere they are computed for nothing.
     """
 
-    def __init__(self, pad_token_id: int, multiple: int = 1, values: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        pad_token_id: int,
+        multiple: int = 1,
+        values: Mapping[str, int] | None = None,
+        vectors: Collection[str] = (),
+        left_out: Collection[str] = (),
+    ):
         """Set up.
 
         Args:
             multiple: what padded lengths are rounded up to.
             values: what other ragged columns are filled with; `labels` with `IGNORED` if nothing is said, others with 0.
+            vectors: columns of whole numbers that are vectors of one size, and not ragged.
+            left_out: columns that are no input of the model.
         """
-        self.multiple = multiple
+        self.multiple, self.vectors, self.left_out = multiple, frozenset(vectors), frozenset(left_out)
         self.values = {"input_ids": pad_token_id, "labels": IGNORED, **(values or {})}
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -143,9 +152,11 @@ class Padding:
 
         batch: dict[str, Any] = {}
         for name, first in examples[0].items():
+            if name in self.left_out:
+                continue
             column = [example[name] for example in examples]
-            # Labels alone may be vectors of one size (an entry a class), and those are floating-point numbers.
-            if isinstance(first, np.ndarray) and first.dtype.kind in "iu":
+            # Floating-point numbers are never ragged: labels with an entry a class.
+            if isinstance(first, np.ndarray) and first.dtype.kind in "iu" and name not in self.vectors:
                 lengths = np.array([len(sequence) for sequence in column])
                 width = -(-int(lengths.max()) // self.multiple) * self.multiple
                 padded = np.full((len(column), width), self.values.get(name, 0), dtype=np.int64)

@@ -41,7 +41,7 @@ def load_task_model(name: str, asked: str | None = None) -> tuple[Task[Any], Any
     task = kind.of_model(noted if noted.get("task") == task_name else {}, config)
     words = task_name.replace("-", " ")
     try:
-        auto_class = getattr(transformers, kind.auto_class)
+        auto_class = getattr(transformers, task.auto_class_of(config))
         model, loading = auto_class.from_pretrained(name, dtype="float32", output_loading_info=True)
     except (OSError, ValueError, ImportError) as failure:
         raise ConfigError([f"model_name_or_path: {name!r} gives no model for {words}: {failure}"]) from failure

@@ -11,6 +11,9 @@ TaskName = Literal["text-classification", "question-answering", "translation", "
 
 _TASKS = {
     "text-classification": "llmkit.tasks.text_classification:TextClassification",
+    "question-answering": "llmkit.tasks.question_answering:QuestionAnswering",
+    "translation": "llmkit.tasks.translation:Translation",
+    "text-generation": "llmkit.tasks.text_generation:TextGeneration",
 }
 
 SECTION = "llmkit"

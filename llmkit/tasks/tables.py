@@ -9,19 +9,23 @@ import csv
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import DataError
+from llmkit.errors import ColumnError, DataError
 from llmkit.resources import PACKAGE
+from llmkit.tasks import squad_json
 
 EMBEDDED = ("llmkit/reviews", "llmkit/passages", "llmkit/pairs", "llmkit/instructions")
 """The data sets that travel with llmkit, by the names that `dataset_name` takes."""
 
 _VALIDATION_SPLITS = ("validation", "valid", "dev", "val")
-_FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+_LONGEST_FIELD = 2**31 - 1  # characters; the csv module begins with 131,072, and texts are longer
+_ROWS_AT_ONCE = 1024
 _SHOWN = 3
 
 
@@ -61,25 +65,40 @@ def read_table(path: str | Path) -> list[Row]:
     """All rows of a file.
 
     Raises:
-        DataError: no such file, unknown format, not UTF-8, no rows, or a row that is broken (named by its line).
+        DataError: as `iterate_table`; or there are no rows.
+    """
+    rows = list(iterate_table(path))
+    if not rows:
+        raise DataError(f"{path} holds no rows")
+    return rows
+
+
+def iterate_table(path: str | Path, line_column: str | None = None) -> Iterator[Row]:
+    """The rows of a file one after the other, in memory that does not grow with it.
+
+    Args:
+        line_column: what the only column of a .txt file is called, where such a file is allowed: each of its lines is a row,
+            an empty one too.
+
+    Raises:
+        DataError: no such file, unknown format, not UTF-8, or a row that is broken (named by its line).
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} is not a file (looked in {Path.cwd()})")
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+    if line_column is not None:
+        readers[".txt"] = partial(_read_lines, column=line_column)
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: the format {path.suffix!r} is not known; known are {', '.join(_FORMATS)}")
+        raise DataError(f"{path}: the format {path.suffix!r} is not known; known are {', '.join(readers)}")
     try:
-        rows = list(reader(path))
+        yield from reader(path)
     except UnicodeDecodeError:
         place = f"{path}:{_first_line_not_utf8(path)}"
         raise DataError(f"{place} is not UTF-8; convert the file, with `iconv -t utf-8` for example") from None
     except OSError as failure:
         raise DataError(f"{path} cannot be read: {failure}") from None
-    if not rows:
-        raise DataError(f"{path} holds no rows")
-    return rows
 
 
 def _first_line_not_utf8(path: Path) -> int:
@@ -98,9 +117,13 @@ def _read_csv(path: Path) -> Iterator[Row]:
     dialect: dict[str, Any] = {}
     if path.suffix.lower() == ".tsv":
         dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    csv.field_size_limit(_LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True, **dialect)
         try:
+            twice = [name for name, count in Counter(reader.fieldnames or []).items() if count > 1]
+            if twice:
+                raise DataError(f"{path}:1 names a column twice: {twice[0]!r}")
             for values in reader:
                 place = f"{path}:{reader.line_num}"
                 if None in values or None in values.values():
@@ -111,6 +134,18 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 yield Row(place, values)
         except csv.Error as failure:
             raise DataError(f"{path}:{reader.line_num + 1} begins a row that is not CSV: {failure}") from None
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    """One object that holds everything under `data`, as SQuAD has it, or else JSON lines."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError:
+        whole = None
+    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
+        yield from (Row(*found) for found in squad_json.rows_of(path, whole["data"]))
+    else:
+        yield from _read_jsonl(path)
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -134,12 +169,18 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             number = 0
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}:{number}", values)
     except pyarrow.ArrowInvalid as failure:
         raise DataError(f"{path} is not Parquet: {failure}") from None
+
+
+def _read_lines(path: Path, column: str) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            yield Row(f"{path}:{number}", {column: line.removesuffix("\n").removesuffix("\r")})
 
 
 def read_dataset(name: str, configuration: str | None, split: str, revision: str | None = None) -> Split:
@@ -204,7 +245,7 @@ def pick_column(rows: list[Row], asked: str | None, usual: tuple[str, ...], sett
     """The column to use: the one asked for, or the only usual one there is.
 
     Raises:
-        DataError: it is not there; names the columns and the nearest.
+        ColumnError: it is not there; names the columns and the nearest.
     """
     columns = list(rows[0].values)
     listing = ", ".join(columns)
@@ -213,10 +254,10 @@ def pick_column(rows: list[Row], asked: str | None, usual: tuple[str, ...], sett
             return asked
         near = difflib.get_close_matches(asked, columns, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"{setting}: {rows[0].place} has no column {asked!r}, it has: {listing}{hint}")
+        raise ColumnError(f"{setting}: {rows[0].place} has no column {asked!r}, it has: {listing}{hint}")
     found = [name for name in usual if name in columns]
     if len(found) != 1:
-        raise DataError(f"{setting}: which column? {rows[0].place} has: {listing}. Name it with --{setting}")
+        raise ColumnError(f"{setting}: which column? {rows[0].place} has: {listing}. Name it with --{setting}")
     return found[0]
 
 

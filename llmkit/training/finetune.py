@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import FieldSpec, option
 from llmkit.tasks.registry import TaskName
-from llmkit.tasks.settings import Columns
+from llmkit.tasks.settings import (
+    Columns,
+    QuestionAnsweringSettings,
+    TextGenerationSettings,
+    TranslationSettings,
+    WritingSettings,
+)
 from llmkit.tasks.tables import EMBEDDED, embedded_file
 from llmkit.training.adaptation import AdaptationSettings
 from llmkit.training.arguments import TrainingConfig
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
 
 _OF_THE_ENGINE = {
     "eval_strategy": "fine-tuning evaluates and saves after each epoch, or every `eval_steps` steps",
+    "evaluation_strategy": "fine-tuning evaluates and saves after each epoch, or every `eval_steps` steps",
     "save_strategy": "fine-tuning saves whenever it evaluates; see `eval_steps`",
     "save_steps": "fine-tuning saves whenever it evaluates; see `eval_steps`",
     "load_best_model_at_end": "the best checkpoint is always the result; see `metric_for_best_model`",
@@ -28,7 +35,15 @@ _OF_THE_ENGINE = {
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(Columns, AdaptationSettings, TrainingConfig):
+class FinetuneConfig(
+    Columns,
+    QuestionAnsweringSettings,
+    WritingSettings,
+    TranslationSettings,
+    TextGenerationSettings,
+    AdaptationSettings,
+    TrainingConfig,
+):
     """Settings of the finetune stage."""
 
     renamed: ClassVar = {**TrainingConfig.renamed, **_OF_THE_ENGINE}
@@ -57,7 +72,7 @@ class FinetuneConfig(Columns, AdaptationSettings, TrainingConfig):
     """What the model is to learn."""
 
     train_file: str | None = option(None, role="files")
-    """Training examples: .csv, .tsv, .jsonl or .parquet, one a row."""
+    """Training examples: .csv, .tsv, .jsonl or .parquet, one a row, or the .json of SQuAD."""
 
     validation_file: str | None = option(None, role="files")
     """Validation examples; without it, and without a validation split of the data set, a share of training is held out."""
@@ -76,7 +91,8 @@ class FinetuneConfig(Columns, AdaptationSettings, TrainingConfig):
     """Share of the training examples held out where there is no validation set; of classes, the same share of each."""
 
     max_length: int | None = option(None)
-    """Longest input in tokens; longer texts are cut. None: what the model takes."""
+    """Longest input in tokens; longer texts are cut, and contexts of questions divided. None: what the model takes; of
+    question answering at most 384."""
 
     max_train_samples: int | None = option(None)
     """Use only this many training examples, drawn by the seed."""
@@ -142,7 +158,7 @@ class FinetuneConfig(Columns, AdaptationSettings, TrainingConfig):
 
     def _start_problems(self) -> Iterable[str]:
         if bool(self.model_name_or_path) == bool(self.model_type):
-            yield "model_name_or_path is missing: give a base model, or the model_type of a new one"
+            yield "--model_name_or_path is missing: give a base model, or the --model_type of a new one"
         for name in ("config_overrides", "tokenizer", "vocab_size"):
             if getattr(self, name) and not self.model_type:
                 yield f"{name}: goes with model_type"

@@ -14,11 +14,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ConfigError, DataError
 from llmkit.models.causal import parameter_counts
-from llmkit.models.custom import custom_config, new_model
+from llmkit.models.custom import custom_config, default_config, new_model
+from llmkit.models.masking import check_document_masking
 from llmkit.pipeline.artefact import enclosing
 from llmkit.pipeline.ranks import dimension, rank
 from llmkit.tasks.base import Example, Task, conflicting, context_length, digest, seen
 from llmkit.tasks.features import Features, cached, padding_waste
+from llmkit.tasks.language import LanguageTask, packed
 from llmkit.tasks.registry import task_class
 from llmkit.tasks.tables import read_dataset, read_table, source_name, validation_split
 from llmkit.training.card import settings_table, write_card
@@ -35,6 +37,7 @@ from llmkit.training.seed_model import made_once
 from llmkit.training.seeds import train_seeds
 from llmkit.training.shards import distributed_config
 from llmkit.training.trainer import LLMKitTrainer, describe_run, samples_per_step, training_arguments
+from llmkit.training.written import WrittenMetrics
 
 if TYPE_CHECKING:
     from llmkit.pipeline.stage import Workspace
@@ -151,7 +154,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     tokenizer = task.load_tokenizer(config.model_name_or_path or _tokenizer_of(config, workspace, data.train))
     first = config.seeds[0] if config.seeds else config.seed
     start, new = start_of(replace(config, seed=first), workspace, task, tokenizer)
-    max_length = context_length(_config_of(start, task), tokenizer, config.max_length)
+    model_config = _config_of(start, task)
+    max_length = task.adapt_to(model_config, context_length(model_config, tokenizer, config.max_length))
     tokenizer.model_max_length = max_length
     teacher = load_teacher(config, task, tokenizer, max_length) if config.teacher else None
     train, validation = (
@@ -163,7 +167,16 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     for sentence in found:
         workspace.say(sentence)
     workspace.say(f"{train.facts.get('truncated', 0)} training texts cut at {max_length} tokens")
+    if set_aside := train.facts.get("set_aside"):
+        workspace.say(
+            f"warning: {set_aside:,} training examples set aside: within {max_length} tokens nothing is to be learned"
+        )
     _warn_of_copies(data, workspace)
+    if config.packing:
+        how = (tokenizer, config.seed, config.attn_implementation)
+        check_document_masking(task.load_model(start, *how)[0], "packing")
+        train = packed(train, max_length)
+        workspace.say(f"packed into {len(train):,} rows")
     return Prepared(task, data, tokenizer, start, new, max_length, train, validation, teacher)
 
 
@@ -199,17 +212,14 @@ def features_of(task: Task[Any], data: list[Any], tokenizer: Any, max_length: in
         "examples": digest(data),
         "task": {"name": task.name, **task.stored()},
         "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer),
+        "chat_template": tokenizer.chat_template,
         "max_length": max_length,
     }
-
-    def make() -> Features:
-        made = task.features(data, tokenizer, max_length)
-        if tokenizer.is_fast:  # it remembers how it was called last, and would be saved with that
-            tokenizer.backend_tokenizer.no_truncation()
-            tokenizer.backend_tokenizer.no_padding()
-        return made
-
-    return cached(workspace.directory.parent / _FEATURES, key, make)
+    features = cached(workspace.directory.parent / _FEATURES, key, lambda: task.features(data, tokenizer, max_length))
+    if tokenizer.is_fast:  # it keeps how it was last called, and would be saved with it, or not, by what was kept from before
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return features
 
 
 def _tokenizer_of(config: FinetuneConfig, workspace: Workspace, train: list[Example]) -> str:
@@ -244,15 +254,17 @@ def start_of(config: FinetuneConfig, workspace: Workspace, task: Task[Any], toke
         if config.model_name_or_path:
             how = (tokenizer, config.seed, config.attn_implementation)
             return task.load_model(config.model_name_or_path, *how)
+        default = default_config(config.model_type or "")
+        auto_class = task.auto_class_of(default)
         model_config = custom_config(
             config.model_type or "",
             config.config_overrides,
             tokenizer,
             config.max_length or _CONTEXT,
-            task.auto_class,
-            {**task.head(), **task.new_config(tokenizer)},
+            auto_class,
+            {**task.head(), **task.new_config(tokenizer, default)},
         )
-        return new_model(model_config, config.seed, task.auto_class), []
+        return new_model(model_config, config.seed, auto_class), []
 
     def write(place: Path) -> None:
         model, new = with_head()
@@ -291,6 +303,7 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         load_best_model_at_end=True,
         metric_for_best_model=best,
         greater_is_better=task.metrics.get(best, False),
+        label_names=["labels"],  # of every task; Trainer would look for those of the model's own loss
     )
     per_step = samples_per_step(arguments)
     if config.max_steps < 0:
@@ -316,15 +329,19 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
     if config.train_sampling_strategy == "group_by_length":
         ordered = LengthGrouped(ordered, prepared.train.lengths())
     waste = _padding_waste(prepared.train, ordered, arguments.per_device_train_batch_size, multiple)
-    workspace.say(f"{arguments.max_steps:,} steps of {per_step:,} examples; {waste:.1%} of what is computed is padding")
+    items = "rows" if config.packing else "examples"
+    workspace.say(f"{arguments.max_steps:,} steps of {per_step:,} {items}; {waste:.1%} of what is computed is padding")
     steps_per_epoch = len(prepared.train) / per_step
+    written = None
+    if isinstance(task, LanguageTask) and (asked := task.samples_written(prepared.data.validation)):
+        written = WrittenMetrics(task, tokenizer, asked, config.per_device_eval_batch_size)
     trainer = LLMKitTrainer(
         workspace=workspace,
         data=prepared.train.fingerprint(),
         keep=config.save_total_limit,
         guard=UpdateGuard.of(config),
         schedule=lambda steps: schedule_of(config, RunLength(steps, steps_per_epoch)),
-        items="examples",
+        items=items,
         adapter=adapter,
         distillation=distillation,
         model=model,
@@ -335,6 +352,9 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         data_collator=task.collator(tokenizer, multiple),
         compute_metrics=task.compute_metrics(prepared.data.validation, prepared.validation),
         compute_loss_func=distillation.loss if distillation else task.loss,
+        preprocess_logits_for_metrics=task.summary,
+        targets_per_sample=task.targets_per_example(prepared.validation),
+        further_metrics=written,
     )
     if config.eval_steps is None:
         trainer.add_callback(_AfterEachEpoch(steps_per_epoch))
@@ -370,7 +390,8 @@ def finish(config: FinetuneConfig, workspace: Workspace, prepared: Prepared, tra
         **task.described(),
         "train": {
             "examples": len(data.train),
-            "truncated": prepared.train.facts.get("truncated", 0),
+            "truncated": 0,
+            **prepared.train.facts,
             "texts_with_several_labels": conflicting(data.train),
             "sha256": digest(data.train),
             **task.facts(data.train),

@@ -131,6 +131,7 @@ class LLMKitTrainer(Trainer):
         lr_multipliers: Mapping[str, float] | None = None,
         adapter: Adapter | None = None,
         distillation: Distillation | None = None,
+        further_metrics: Callable[[LLMKitTrainer], dict[str, float]] | None = None,
         **arguments: Any,
     ):
         """As `Trainer`.
@@ -151,8 +152,10 @@ class LLMKitTrainer(Trainer):
             lr_multipliers: what the learning rate of each parameter is multiplied with, by its name; None: with nothing.
             adapter: low-rank updates of the model, which alone are trained; what is saved has them added to its weights.
             distillation: asks a teacher in training; its `loss` is the `compute_loss_func`.
+            further_metrics: what an evaluation measures beside its losses, called on every rank; see `written.py`.
         """
-        self._lr_multipliers, self.adapter, self.distillation = lr_multipliers, adapter, distillation
+        self._lr_multipliers, self._further_metrics = lr_multipliers, further_metrics
+        self.adapter, self.distillation = adapter, distillation
         self._use_cache = getattr(arguments["model"].config, "use_cache", None)
         # transformers cannot write the optimizer of a model that it has divided itself, and refuses to begin; `shards` can.
         save_only_model = arguments["args"].save_only_model
@@ -526,12 +529,12 @@ class LLMKitTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """The loss; in evaluation of a language model scaled so that the mean over samples is the mean over tokens."""
+        labels: Any = inputs.get("labels")  # which Trainer takes out where the loss is a function of ours
         if model.training:
             if self.distillation is not None:
                 self.distillation.ask(inputs)
             if self.z_loss is None:
                 return super().compute_loss(model, inputs, return_outputs, **kwargs)
-            labels = inputs["labels"]
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
             loss = self.z_loss.added_to(loss, outputs.logits, labels, kwargs.get("num_items_in_batch"))
             return (loss, outputs) if return_outputs else loss
@@ -545,9 +548,9 @@ class LLMKitTrainer(Trainer):
             if "shift_labels" in inputs:  # of a part of each sample, along its length
                 targets = (inputs["shift_labels"] != -100).sum() * self.get_cp_size()
             else:
-                targets = (inputs["labels"][:, 1:] != -100).sum()
+                targets = ((labels[:, 1:] if self._loss_shifts_labels else labels) != -100).sum()
             loss = torch.where(targets > 0, loss, 0.0)  # the mean over no targets is not a number
-            loss = loss * targets / (len(inputs["labels"]) * self.targets_per_sample)
+            loss = loss * targets / (len(labels) * self.targets_per_sample)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
@@ -557,6 +560,13 @@ class LLMKitTrainer(Trainer):
             torch.random.fork_rng(devices=[] if self.args.device.type == "cpu" else [self.args.device]),
         ):
             return super().evaluate(*arguments, **options)
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """As Trainer's, and what else is measured."""
+        outcome = super().evaluation_loop(*arguments, **options)
+        if self._further_metrics is not None and options.get("metric_key_prefix") == "eval":
+            outcome.metrics.update({f"eval_{name}": value for name, value in self._further_metrics(self).items()})
+        return outcome
 
     def final_evaluation(self) -> dict[str, float]:
         """The validation metrics of the model as it is after training: those logged at its step, where it was evaluated."""

@@ -47,7 +47,7 @@ def test_batches_that_are_accumulated_have_the_loss_of_one(
     run: Any, asked: dict[str, Any], one: Artefact, tmp_path: Path
 ) -> None:
     cut = run("finetune", tmp_path / "cut", **{**asked, "per_device_train_batch_size": 2})
-    assert losses(cut.directory) == pytest.approx(losses(one.directory), abs=1e-5)
+    assert losses(cut.directory) == pytest.approx(losses(one.directory), rel=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["ddp", "zero1", "zero2", "zero3", "fsdp2", "fsdp2_offload", "tp", "hsdp", "fsdp2_tp"])
@@ -66,7 +66,7 @@ def test_a_classifier_learns_under_a_layout_as_in_one_process(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert losses(tmp_path / "c") == pytest.approx(losses(one.directory), abs=1e-5)
+    assert losses(tmp_path / "c") == pytest.approx(losses(one.directory), rel=1e-4)
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "c")
 
 
@@ -81,4 +81,4 @@ def test_a_text_is_not_divided_among_processes(asked: dict[str, Any], tmp_path: 
         check=False,
     )
     assert done.returncode == 2
-    assert "a text has one label; take another layout" in done.stderr
+    assert "a task takes them whole; take another layout" in done.stderr
