@@ -58,6 +58,7 @@ MADE = {
     "my_model/config.json": '{"model_type": "llama", "num_hidden_layers": 2}\n',
     "runs/sentiment/finetune/llmkit.yaml": "model_name_or_path: MODEL\ndataset_name: llmkit/reviews\n",
     "runs/sentiment/pretrain/config.json": "{}\n",
+    "runs/instruct/finetune/config.json": "{}\n",
     "runs/my/tokens-again/index.json": "{}\n",
     "accelerate_configs/ddp.yaml": "distributed_type: MULTI_GPU\n",
     "docs/layouts.md": "<!-- llmkit verify --all --write -->\n<!-- end -->\n",

@@ -374,6 +374,13 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         targets_per_sample=task.targets_per_example(prepared.validation),
         further_metrics=written,
     )
+    if trainer.is_fsdp_enabled and model.config.is_encoder_decoder:
+        raise ConfigError(
+            [
+                f"accelerate_config: FSDP cannot divide the embeddings that encoder and decoder of {model.config.model_type} "
+                f"share; take another layout, such as zero3"
+            ]
+        )
     trainer.add_callback(_AtIntervals(config.eval_steps or steps_per_epoch))
     if config.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
