@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
+POSITIONS_AFTER_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+)
+"""Architectures whose first position has the number after that of the padding token."""
+
 _KINDS = {
     "AutoModelForCausalLM": "causal language model",
     "AutoModelForSequenceClassification": "text classifier",
@@ -72,12 +83,13 @@ def custom_config(
             problems.append(f"config_overrides: {config_class.__name__} has no field {key!r}{hint}")
     if problems:
         raise ConfigError(problems)
+    before = (tokenizer.pad_token_id or 0) + 1 if model_type in POSITIONS_AFTER_PADDING else 0
     values = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        **{name: block_size for name in _CONTEXT_NAMES if name in own_names},
+        **{name: block_size + before for name in _CONTEXT_NAMES if name in own_names},
         **(head or {}),
         **{config_class.attribute_map.get(name, name): value for name, value in overrides.items()},
     }

@@ -17,6 +17,8 @@ PURPOSE = {
     "tokenize": "documents to token shards",
     "pretrain": "token shards to a base model",
     "finetune": "base model to a task model",
+    "quantize": "classifier to int8 weights",
+    "ablate": "base model to what pretraining is worth",
     "evaluate": "task model to predictions and metrics",
 }
 

@@ -197,6 +197,7 @@ class Task(ABC, Generic[E]):
         """
         import torch
         import transformers
+        from safetensors import SafetensorError
         from transformers.utils import logging
 
         verbosity = logging.get_verbosity()
@@ -214,7 +215,7 @@ class Task(ABC, Generic[E]):
                     **self.head(),
                     **how,
                 )
-            except (OSError, ValueError, ImportError) as failure:
+            except (OSError, ValueError, ImportError, SafetensorError) as failure:
                 problem = f"model_name_or_path: {name!r} gives no model for {self.name}: {failure}"
                 raise ConfigError([problem]) from failure
             finally:
@@ -340,7 +341,11 @@ def context_length(config: PretrainedConfig, tokenizer: Any, asked: int | None) 
     Raises:
         ConfigError: more is asked for than they allow.
     """
+    from llmkit.models.custom import POSITIONS_AFTER_PADDING
+
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    if config.model_type in POSITIONS_AFTER_PADDING and limits[0]:
+        limits[0] -= (config.pad_token_id or 0) + 1
     known = [limit for limit in [*limits, tokenizer.model_max_length] if isinstance(limit, int) and 0 < limit < 1_000_000]
     if asked is not None and known and asked > min(known):
         raise ConfigError([f"max_length: {asked} is more than the {min(known)} tokens that the model takes"])

@@ -89,6 +89,8 @@ class AdaptationSettings(StageConfig):
             yield "freeze: with peft everything but the updates and the head is frozen already"
         if self.random_start and getattr(self, "model_type", None):
             yield "random_start: is that of a base model; a model_type has random weights anyway"
+        if self.teacher and getattr(self, "packing", False):
+            yield "packing: a teacher does not keep the examples of a row apart; leave one of the two out"
         if self.seeds is not None and (len(self.seeds) < 2 or len(set(self.seeds)) < len(self.seeds)):
             yield "seeds: give two or more, each once; for one model write `seed`"
         yield from self._search_problems()

@@ -89,8 +89,8 @@ def load_examples(config: FinetuneConfig, task: Task[Any]) -> Examples:
         train, validation = task.hold_out(train, config.validation_fraction, config.seed)
         if not validation:
             raise DataError(
-                f"{len(train)} training examples, no two different texts of one label, leave none to hold out for "
-                f"validation; add examples, or give --validation_file"
+                f"{len(train)} training examples leave none to hold out for validation, as equal ones stay together; "
+                f"add examples, or give --validation_file"
             )
     else:
         validation = task.read(held_out, config)

@@ -201,3 +201,21 @@ def test_probabilities_sum_to_one_and_keep_the_order_of_logits(logits: list[list
     assert np.isfinite(chances).all()
     assert chances.sum(axis=1) == pytest.approx(np.ones(len(logits)))
     assert (np.take_along_axis(chances, np.argmax(logits, axis=1)[:, None], 1)[:, 0] == chances.max(axis=1)).all()
+
+
+def test_a_roberta_takes_as_many_tokens_as_it_has_positions_behind_its_padding(tokenizer: Artefact) -> None:
+    import torch
+
+    from llmkit.models.custom import custom_config, new_model
+    from llmkit.tasks.base import context_length
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer.directory)
+    loaded.model_max_length = 10**30
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    config = custom_config("roberta", small, loaded, 12, "AutoModelForSequenceClassification")
+    assert context_length(config, loaded, None) == 12
+    model = new_model(config, 0, "AutoModelForSequenceClassification").eval()
+    ids = torch.full((1, 12), 7)
+    assert model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.isfinite().all()
+    with pytest.raises(ConfigError, match="13 is more than the 12 tokens"):
+        context_length(config, loaded, 13)

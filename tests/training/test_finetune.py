@@ -151,7 +151,7 @@ GOOD = [{"text": f"word {number}", "label": "ab"[number % 2]} for number in rang
         (GOOD, None, {"label_column": "labl"}, "has no column 'labl', it has: text, label; did you mean 'label'?"),
         (GOOD, [{"text": "c", "label": "zz"}], {}, r"validation: the label 'zz' does not occur in training.*held\.jsonl:1"),
         ([*GOOD, {"text": " ", "label": "a"}], None, {}, r"1 rows have no text in column 'text': .*train\.jsonl:21"),
-        (GOOD[:2], None, {}, "2 training examples, no two different texts of one label, leave none to hold out"),
+        (GOOD[:2], None, {}, "2 training examples leave none to hold out for validation"),
     ],
 )
 def test_examples_that_cannot_train_a_classifier_are_refused(
