@@ -337,13 +337,12 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
     if prepared.teacher is not None:
         how_much = (config.distillation_temperature, config.distillation_alpha)
         distillation = Distillation(prepared.teacher, task.loss, *how_much)
-    multiple = 1 if on_cpu(config) else 8
     samples, run = cast(Any, prepared.train), (arguments.max_steps, per_step, config.seed)
     groups = task.sampling_groups(prepared.data.train)
     ordered = BalancedSamples(samples, groups, *run) if groups else OrderedSamples(samples, len(samples), *run)
     if config.train_sampling_strategy == "group_by_length":
         ordered = LengthGrouped(ordered, prepared.train.lengths())
-    waste = _padding_waste(prepared.train, ordered, arguments.per_device_train_batch_size, multiple)
+    waste = _padding_waste(config, prepared.train, ordered, arguments)
     items = "rows" if config.packing else "examples"
     workspace.say(
         f"{arguments.max_steps:,} steps of {per_step:,} {items} at a peak learning rate of {rate:.2g}; {waste:.1%} of what is "
@@ -367,7 +366,7 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
         train_dataset=ordered,
         eval_dataset=prepared.validation,
         processing_class=tokenizer,
-        data_collator=task.collator(tokenizer, multiple),
+        data_collator=task.collator(tokenizer, _multiple(config)),
         compute_metrics=task.compute_metrics(prepared.data.validation, prepared.validation),
         compute_loss_func=distillation.loss if distillation else task.loss,
         preprocess_logits_for_metrics=task.summary,
@@ -387,13 +386,17 @@ def new_trainer(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
     return trainer
 
 
-def _padding_waste(features: Features, ordered: OrderedSamples, at_once: int, multiple: int) -> float:
-    """Of the first steps of a run."""
-    lengths = features.lengths()
-    ids = [ordered.of_step(step) for step in range(min(ordered.steps, 256))]
-    return padding_waste(
-        lengths, [part for step in ids for part in np.split(step, range(at_once, len(step), at_once))], multiple
-    )
+def _multiple(config: FinetuneConfig) -> int:
+    """What the lengths of batches are multiples of: matrix units want 8, and a processor computes them for nothing."""
+    return 1 if on_cpu(config) else 8
+
+
+def _padding_waste(config: FinetuneConfig, features: Features, ordered: OrderedSamples, arguments: Any) -> float:
+    """The share of what is computed that is padding, of the first steps of a run."""
+    lengths, at_once = features.lengths(), arguments.per_device_train_batch_size
+    steps = [ordered.of_step(step) for step in range(min(ordered.steps, 256))]
+    batches = [batch for step in steps for batch in np.split(step, range(at_once, len(step), at_once))]
+    return padding_waste(lengths, batches, _multiple(config))
 
 
 def finish(config: FinetuneConfig, workspace: Workspace, prepared: Prepared, trainer: LLMKitTrainer) -> dict[str, Any]:
@@ -429,6 +432,7 @@ def finish(config: FinetuneConfig, workspace: Workspace, prepared: Prepared, tra
             "loss": measured["eval_loss"],
             **{name: measured[f"eval_{name}"] for name in task.metrics},
         },
+        "padding": _padding_waste(config, prepared.train, trainer.train_dataset, trainer.args),
         "best_step": trainer.state.best_global_step,
         "max_length": prepared.max_length,
         "data_chain": trainer.data_chain,
