@@ -168,8 +168,8 @@ class LengthGrouped(OrderedSamples):
     """The samples of another order, moved within stretches of some steps so that a step has samples of like length.
 
     Within a stretch the samples are sorted by length and cut into steps, and the steps are shuffled. A stretch is an epoch or
-    part of one, and where it begins in an epoch changes, so which samples of like length meet in a step changes as well. As any
-    order it is a function of the position.
+    part of one, and where it begins in an epoch changes, so which samples of like length meet in a step changes as well. As
+    any order it is a function of the position.
     """
 
     def __init__(self, order: OrderedSamples, lengths: np.ndarray):
