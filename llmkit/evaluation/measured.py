@@ -40,6 +40,8 @@ class Measured:
     """The number of the group that each example belongs to, int64 of shape [examples], where examples are not independent."""
     lower_is_better: bool = False
     """Whether `values` are errors."""
+    perfect: float = 1.0
+    """The value of a prediction that is wholly right, where values are no errors."""
 
     @property
     def is_share(self) -> bool:

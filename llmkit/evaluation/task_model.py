@@ -61,6 +61,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
         "headline": [metric.key for metric in measured.headline],
         "value_is": measured.metric,
         "lower_is_better": measured.lower_is_better,
+        "perfect": measured.perfect,
         **measured.record,
         "texts_with_several_labels": conflicting(test),
         "overlap": None,
@@ -172,6 +173,8 @@ def _write_predictions(path: Path, test: list[Any], predictions: Predictions, me
 
 def _shown(target: Any) -> str:
     """A target or a prediction in one cell: several right answers, or labels, are set apart by bars."""
+    if isinstance(target, dict) and isinstance(target.get("text"), list):  # answers, with their offsets
+        target = list(dict.fromkeys(target["text"]))
     if isinstance(target, list) and all(isinstance(item, str) for item in target):
         return " | ".join(target)
     return target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)

@@ -61,7 +61,8 @@ def baselines(task: TextGeneration, train: list[Example], test: list[Example], s
 
         vectors = TfidfVectorizer(tokenizer=words, token_pattern=None, lowercase=False, sublinear_tf=True)
         known = vectors.fit_transform(example.input() for example in train)
-        nearest = (vectors.transform(example.input() for example in test) @ known.T).toarray().argmax(axis=1)
+        asked = vectors.transform(example.input() for example in test)
+        nearest = [int((row @ known.T).toarray().argmax()) for row in asked]  # all at once would be a matrix of both sizes
         answers = [{"prediction": train[index].completion} for index in nearest]
         detail = f"what follows the prompt nearest by TF-IDF, of {len(train):,} training examples"
         yield Baseline("nearest prompt's answer", detail, answers)

@@ -11,7 +11,7 @@ from llmkit.evaluation.intervals import Metric, bootstrap
 from llmkit.evaluation.measured import Baseline, Measured, Predictions
 from llmkit.tasks.tables import Split
 from llmkit.tasks.translation import Example, Translation
-from llmkit.tasks.translation_metrics import bleu, chrf, language_of, statistics, ter, value
+from llmkit.tasks.translation_metrics import bleu, chrf, language_for, statistics, ter, value
 
 
 def adapt(task: Translation, test: list[Example], split: Split) -> None:
@@ -21,7 +21,7 @@ def adapt(task: Translation, test: list[Example], split: Split) -> None:
 def measure(task: Translation, test: list[Example], predictions: Predictions, seed: int) -> Measured:
     """Corpus metrics with bootstrap intervals (Koehn 2004), and the chrF of each text, by which systems are compared."""
     texts, references = [str(row["prediction"]) for row in predictions], [example.translation for example in test]
-    language = task.target_lang or language_of(references)
+    language = language_for(task.target_lang, references)
     found: list[Metric] = []
     signatures = {}
     for name, metric in (("bleu", bleu(language)), ("chrf", chrf()), ("ter", ter(language))):
@@ -30,7 +30,9 @@ def measure(task: Translation, test: list[Example], predictions: Predictions, se
         signatures[name] = str(metric.get_signature())
         if name == "chrf":
             of_texts = np.array([value(metric, row) for row in counts])
-    return Measured(found, found[:2], of_texts, "chrF of a text", {"signatures": signatures}, {"chrf": of_texts.tolist()})
+    return Measured(
+        found, found[:2], of_texts, "chrF of a text", {"signatures": signatures}, {"chrf": of_texts.tolist()}, perfect=100.0
+    )
 
 
 def _corpus_metric(name: str, metric: Any, counts: np.ndarray, seed: int) -> Metric:

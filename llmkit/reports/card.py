@@ -6,14 +6,15 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from llmkit.errors import ArtefactError
+from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline.artefact import Artefact, FileRecord, sha256_of, write_synced
 from llmkit.reports import facts, lineage, trained, words
 from llmkit.reports.facts import Comparison, Score, Told
 from llmkit.reports.lineage import Node
 from llmkit.reports.trained import Model
+from llmkit.tasks.registry import TaskName
 from llmkit.tasks.tables import EMBEDDED
 
 CARD = "README.md"
@@ -185,7 +186,11 @@ def _what(told: Told) -> str:
 
 
 def _use(told: Told) -> str:
-    if told.task not in ("text-classification", "text-generation"):
+    from transformers import AutoConfig
+
+    from llmkit.tasks.registry import SECTION, task_class
+
+    if told.task not in get_args(TaskName):
         return ""
     if "I8" in told.model.dtypes:
         return (
@@ -193,12 +198,13 @@ def _use(told: Told) -> str:
             "from llmkit.tasks.loading import load_task_model\n\n"
             'task, model, tokenizer = load_task_model("path/to/this/directory")\n```'
         )
-    name = {"text-classification": "classify", "text-generation": "generate"}[told.task]
-    return (
-        "## How to use it\n\n```python\nfrom transformers import pipeline\n\n"
-        f'{name} = pipeline("{told.task}", model="path/to/this/directory")\n'
-        f'print({name}("Write a text here."))\n```'
-    )
+    try:
+        config = AutoConfig.from_pretrained(str(told.model.directory))
+        noted = getattr(config, SECTION, None) or {}
+        usage = task_class(told.task).of_model(noted if noted.get("task") == told.task else {}, config).usage
+    except (OSError, ValueError, ConfigError):
+        return ""
+    return f"## How to use it\n\n```python\n{usage.replace('PATH_OF_THIS_DIRECTORY', 'path/to/this/directory')}\n```"
 
 
 def _training_data(told: Told) -> str:

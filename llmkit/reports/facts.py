@@ -381,7 +381,8 @@ def _classes(scores: Sequence[Score], labels: list[str], confusion: list[list[in
             continue
         support = sum(confusion[labels.index(label)]) if confusion and label in labels else None
         if support is None:
-            support = next((score.n for score in own.values() if score.n is not None), None)
+            counted = [own[name] for name in ("recall", "f1", *own) if name in own]  # precision counts predictions
+            support = next((score.n for score in counted if score.n is not None), None)
         rows.append(ClassRow(label, support, own))
     return rows
 
@@ -449,16 +450,15 @@ def _predictions(path: Path, worst_errors: int, interval: float, record: Mapping
         table = table.append_column("value", pc.cast(is_equal, pa.float64()))
     if "score" not in table.column_names:
         table = table.append_column("score", pa.nulls(table.num_rows, pa.float64()))
-    is_error = bool(record.get("lower_is_better"))
-    is_right = pc.less_equal(table["value"], 0.0) if is_error else pc.greater_equal(table["value"], 1.0)
+    is_error, perfect = bool(record.get("lower_is_better")), finite(record.get("perfect")) or 1.0
+    is_right = pc.less_equal(table["value"], 0.0) if is_error else pc.greater_equal(table["value"], perfect)
     right = pc.sum(is_right).as_py() or 0
     wrong = table.filter(pc.invert(is_right))
     order = pc.sort_indices(
         wrong, [("value", "descending" if is_error else "ascending"), ("score", "descending"), ("id", "ascending")]
     )
     worst = [_wrong(row) for row in wrong.take(order[:worst_errors]).to_pylist()]
-    values = table["value"].to_pylist()
-    if is_error or not set(values) <= {0.0, 1.0}:
+    if is_error or record.get("value_is", "accuracy") != "accuracy":
         return Predictions(table.num_rows, right, worst, [], str(record.get("value_is") or "value"))
     confidence = list(_confidence(table["score"].to_pylist(), is_right.to_pylist(), interval))
     return Predictions(table.num_rows, right, worst, confidence)

@@ -19,6 +19,8 @@ _EMBEDDED = {
     "llmkit/instructions": ("conversations", "what people ask", "real requests"),
 }
 
+_OF_HUNDRED, _UNBOUNDED = {"bleu", "chrf"}, {"ter", "mse", "mae", "perplexity"}
+
 
 def title(task: str, dataset: str) -> str:
     """The heading of a page that was given none."""
@@ -169,14 +171,20 @@ def _limits_of_lineage(told: Told) -> Iterator[str]:
 
 def _limits_of_size(told: Told) -> Iterator[str]:
     spread = max(
-        (score.high - score.low for score in told.headline if score.low is not None and score.high is not None),
+        (
+            (score.high - score.low) * (1 if score.name in _OF_HUNDRED else 100)
+            for score in told.headline
+            if score.low is not None and score.high is not None and score.name not in _UNBOUNDED
+        ),
         default=None,
     )
     if told.n < 1000:
-        wide = f" The intervals of its main figures are up to {100 * spread:.0f} points wide." if spread else ""
+        wide = f" The intervals of its main figures are up to {spread:.0f} points wide." if spread else ""
         yield f"The test set is small: {words.count(told.n, 'example')}.{wide}"
     for label in told.absent:
         yield f"Class “{words.fit(label, 40)}” has no test example: how well it is recognised is not known."
+    if told.task == "question-answering":  # HasAns and NoAns are parts of the test set, and no classes
+        return
     few = [(row.support, row.label) for row in told.classes if row.support and row.support < 50]
     if few:
         support, label = min(few)

@@ -25,9 +25,10 @@ _NAMES = {
     "spearman": "Spearman correlation",
     "mse": "mean squared error",
     "mae": "mean absolute error",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "f1_samples": "samples F1",
     "auc": "AUC",
     "roc_auc": "ROC AUC",
 }

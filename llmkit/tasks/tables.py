@@ -137,13 +137,18 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    """One object that holds everything under `data`, as SQuAD has it, or else JSON lines."""
+    """One object that holds everything under `data`, as SQuAD has it, an array of rows, or else JSON lines."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError:
         whole = None
     if isinstance(whole, dict) and isinstance(whole.get("data"), list):
         yield from (Row(*found) for found in squad_json.rows_of(path, whole["data"]))
+    elif isinstance(whole, list):
+        for number, values in enumerate(whole, start=1):
+            if not isinstance(values, dict):
+                raise DataError(f"{path}: entry {number} of the array is not an object with columns")
+            yield Row(f"{path}: entry {number}", values)
     else:
         yield from _read_jsonl(path)
 

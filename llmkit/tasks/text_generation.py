@@ -120,8 +120,9 @@ class TextGeneration(LanguageTask[Example]):
                 empty.append(row)
             elif not isinstance(completion, str) or (is_labelled and not completion.strip()):
                 without.append(row)
-            elif prompt_name == "instruction":  # the shape of Taori et al. 2023 (Alpaca), with a text to work on beside it
-                given = row.values.get("input")
+            elif prompt_name == "instruction" or self.is_chat:  # a model of conversations is asked in one
+                # With a text to work on beside the instruction: the shape of Taori et al. 2023 (Alpaca).
+                given = row.values.get("input") if prompt_name == "instruction" else None
                 asked = f"{prompt}\n\n{given}" if isinstance(given, str) and given.strip() else prompt
                 messages = [{"role": "user", "content": asked.strip()}]
                 found.append(Example(id=_id(row), place=row.place, messages=messages, completion=completion.strip()))
@@ -215,7 +216,10 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], goes_on: bo
             )
         )
     except TemplateError as failure:
-        raise ConfigError([f"the chat template of the tokenizer refuses a conversation: {failure}"]) from failure
+        first = messages[0]["content"][:40] if messages else ""
+        raise DataError(
+            f"the chat template of the tokenizer refuses the conversation that begins {first!r}: {failure}"
+        ) from failure
 
 
 def _conversations(rows: list[Row], column: str, is_labelled: bool) -> list[Example]:

@@ -190,10 +190,10 @@ class Translation(LanguageTask[Example]):
     # Metrics
 
     def written_metrics(self, data: list[Example], texts: list[str]) -> dict[str, float]:
-        from llmkit.tasks.translation_metrics import bleu, chrf, language_of, score
+        from llmkit.tasks.translation_metrics import bleu, chrf, language_for, score
 
         references = [example.translation for example in data]
-        language = self.target_lang or language_of(references)
+        language = language_for(self.target_lang, references)
         return {"chrf": score(chrf(), texts, references), "bleu": score(bleu(language), texts, references)}
 
     def samples_written(self, data: list[Example]) -> list[Example]:

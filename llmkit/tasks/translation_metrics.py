@@ -22,6 +22,11 @@ def language_of(texts: Sequence[str]) -> str | None:
     return "ko" if hangul > han + kana else "ja" if kana > han / 10 else "zh"
 
 
+def language_for(named: str | None, references: Sequence[str]) -> str | None:
+    """The language of references: as it is named, where the name is a known code, and else by their script."""
+    return named if _code(named) in ("zh", "ja", "ko") else language_of(references) or named
+
+
 def bleu(language: str | None) -> Any:
     """Corpus BLEU with the tokenizer of a language: single characters where its words would need a library that is absent."""
     from sacrebleu.metrics import BLEU

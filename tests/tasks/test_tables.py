@@ -83,6 +83,14 @@ def test_parquet_with_its_own_types(tmp_path: Path) -> None:
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\n\t\x00"), min_size=1)
 
 
+def test_an_array_of_json_is_a_table(tmp_path: Path) -> None:
+    rows = read_table(put(tmp_path / "a.json", '[\n{"text": "a", "label": "b"},\n{"text": "c", "label": "d"}]\n'))
+    assert [(row.place, row.values["text"]) for row in rows] == [
+        (f"{tmp_path}/a.json: entry 1", "a"),
+        (f"{tmp_path}/a.json: entry 2", "c"),
+    ]
+
+
 @given(st.lists(st.tuples(texts, st.sampled_from(["a", "b"])), min_size=1, max_size=5))
 @settings(max_examples=50, deadline=None)
 def test_every_format_gives_back_what_was_written(rows: list[tuple[str, str]]) -> None:
@@ -116,7 +124,9 @@ def test_every_format_gives_back_what_was_written(rows: list[tuple[str, str]]) -
         ("a.csv", 'text,label\n"never closed,b\n', r"a\.csv:2 begins a row that is not CSV"),
         ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', r"a\.jsonl:2 is not a JSON object a line"),
         ("a.jsonl", '{"text": "a", "label": "b"}\n["a", "b"]\n', r"a\.jsonl:2 is JSON, but not an object"),
-        ("a.json", '[\n{"text": "a", "label": "b"}\n]\n', r"a\.json:1 "),
+        ("a.json", '[{"text": "a", "label": "b"},\n["a"]]\n', r"a\.json: entry 2 of the array is not an object"),
+        ("a.json", "[]", "holds no rows"),
+        ("a.json", '[{"text": "a"},\n', r"a\.json:1 is not a JSON object a line"),
         ("a.parquet", "PAR1 not really", r"a\.parquet is not Parquet"),
         ("a.xlsx", "whatever", r"the format '\.xlsx' is not known; known are \.csv"),
     ],
