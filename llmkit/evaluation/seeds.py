@@ -59,5 +59,6 @@ def measure_seeds(result: Path, seeds: list[int], first: dict[str, float], test:
         `of`, the seeds, and under `metrics` of each metric what `training.seeds.over_seeds` gives.
     """
     others = [test.headline(seed_directory(result, seed, seeds)) for seed in seeds[1:]]
-    values = {name: [value, *(found[name] for found in others)] for name, value in first.items()}
+    common = [name for name in first if all(name in found for found in others)]  # where it is undefined for none
+    values = {name: [first[name], *(found[name] for found in others)] for name in common}
     return {"of": seeds, "metrics": over_seeds(seeds, values)}

@@ -94,15 +94,17 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
 
 
 def finetuned_artefact(name: str) -> Artefact | None:
-    """The `finetune` result that a model is, or lies in."""
+    """The `finetune` result that a model is, or the one, or the `ablate` result, that it lies in."""
     artefact = enclosing(Path(name)) if Path(name).exists() else None
     if artefact is not None and artefact.manifest.stage == "quantize":
         artefact = artefact.input("model_name_or_path")
-    return artefact if artefact is not None and artefact.manifest.stage == "finetune" else None
+    return artefact if artefact is not None and artefact.manifest.stage in ("finetune", "ablate") else None
 
 
 def _finetune_config(finetuned: Artefact) -> FinetuneConfig:
-    return resolve(FinetuneConfig, [Source(finetuned.manifest.config, {})]).config
+    only_theirs = ("test_file", "test_split")  # of `ablate`
+    settings = {name: value for name, value in finetuned.manifest.config.items() if name not in only_theirs}
+    return resolve(FinetuneConfig, [Source(settings, {})]).config
 
 
 def columns_of(config: Columns, finetuned: Artefact | None) -> Columns:

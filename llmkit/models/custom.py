@@ -24,6 +24,13 @@ _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 POSITIONS_AFTER_PADDING = (
     "camembert",
     "data2vec-text",
+    "esm",
+    "ibert",
+    "layoutlmv3",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
     "mpnet",
     "roberta",
     "roberta-prelayernorm",
@@ -122,7 +129,7 @@ def check_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, b
         problems.append(f"vocab_size: the model has {config.vocab_size}, the tokenizer needs {len(tokenizer)}")
     for name in _CONTEXT_NAMES:
         context = getattr(config, name, None)
-        if isinstance(context, int) and context < block_size:
+        if isinstance(context, int) and 0 < context < block_size:  # XLNet's is -1: no limit
             problems.append(f"block_size: {block_size} is more than the model's {name} of {context}")
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
         value = getattr(config, name, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -377,7 +377,10 @@ class TextClassification(Task[Example]):
 
     def loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         """See `ClassificationLoss`."""
-        return (self._loss or ClassificationLoss(self.kind))(outputs, labels, num_items_in_batch)
+        loss = self._loss or ClassificationLoss(self.kind)
+        if num_items_in_batch is None:  # outside of training, where nothing is smoothed
+            loss = replace(loss, smoothing=0.0)
+        return loss(outputs, labels, num_items_in_batch)
 
     def compute_metrics(self, data: list[Example], features: Features) -> Callable[[Any], dict[str, float]]:
         def compute(prediction: Any) -> dict[str, float]:

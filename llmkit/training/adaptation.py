@@ -19,6 +19,11 @@ _FIXED = (
     "max_train_samples",
     "validation_fraction",
     "metric_for_best_model",
+    "generation_max_samples",
+    "problem_type",
+    "label_separator",
+    "source_lang",
+    "target_lang",
     "search_trials",
     "search_space",
 )
@@ -93,6 +98,8 @@ class AdaptationSettings(StageConfig):
             yield "packing: a teacher does not keep the examples of a row apart; leave one of the two out"
         if self.seeds is not None and (len(self.seeds) < 2 or len(set(self.seeds)) < len(self.seeds)):
             yield "seeds: give two or more, each once; for one model write `seed`"
+        if (self.seeds or self.search_trials) and getattr(self, "resume", "auto") not in ("auto", "never"):
+            yield "resume: a checkpoint is one of a single training, and there are several; write auto or never"
         yield from self._search_problems()
 
     def _without(self, owner: str, names: tuple[str, ...]) -> Iterable[str]:

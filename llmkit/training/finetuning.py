@@ -258,11 +258,18 @@ def start_of(config: FinetuneConfig, workspace: Workspace, task: Task[Any], toke
             return task.load_model(config.model_name_or_path, *how)
         default = default_config(config.model_type or "")
         auto_class = task.auto_class_of(default)
+        if default.is_encoder_decoder and auto_class == "AutoModelForSequenceClassification":
+            raise ConfigError(
+                [
+                    f"model_type: a classifier of {config.model_type} looks at one EOS that ends each text, which a new "
+                    "tokenizer does not put there; take an encoder, such as bert, or a causal model, such as llama"
+                ]
+            )
         model_config = custom_config(
             config.model_type or "",
             config.config_overrides,
             tokenizer,
-            config.max_length or _CONTEXT,
+            config.max_length or _context_of(config),
             auto_class,
             {**task.head(), **task.new_config(tokenizer, default)},
         )
@@ -275,6 +282,12 @@ def start_of(config: FinetuneConfig, workspace: Workspace, task: Task[Any], toke
 
     place = made_once(workspace, f"{config.seed}-seed-model", write)
     return str(place), json.loads((place / _NEW_WEIGHTS).read_text(encoding="utf-8"))
+
+
+def _context_of(config: FinetuneConfig) -> int:
+    """The context of a new model, where no `max_length` is given."""
+    asked = (config.config_overrides.get(name) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return min((value for value in asked if isinstance(value, int) and value > 0), default=_CONTEXT)
 
 
 class _AtIntervals(TrainerCallback):

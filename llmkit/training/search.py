@@ -55,7 +55,11 @@ def searched(config: FinetuneConfig, workspace: Workspace) -> tuple[FinetuneConf
     """
     check_search()
     record = workspace.directory / RECORD
-    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"trials": []}
+    found: dict[str, Any] = {"trials": []}
+    if config.resume == "never":
+        shutil.rmtree(workspace.directory / _PLACE, ignore_errors=True)
+    elif record.exists():
+        found = json.loads(record.read_text(encoding="utf-8"))
     trials, count = found["trials"], config.search_trials or 0
     if trials:
         workspace.say(f"search: {len(trials)} of {count} trials were finished by an earlier attempt")

@@ -41,7 +41,9 @@ def train_seeds(config: FinetuneConfig, workspace: Workspace, prepared: Prepared
     seeds = config.seeds or []
     record = workspace.directory / RECORD
     # Read once: the other ranks read it before they take part in the first training, and it is written after that.
-    finished: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    finished: dict[str, Any] = {}
+    if record.exists() and config.resume != "never":
+        finished = json.loads(record.read_text(encoding="utf-8"))
     # All before the first training: under ZeRO-3 that changes how transformers creates models.
     starts = {seed: start_of(replace(config, seed=seed), workspace, prepared.task, prepared.tokenizer) for seed in seeds}
     for seed, (start, new_weights) in starts.items():

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from llmkit.config import Source, resolve
-from llmkit.errors import ConfigError
+from llmkit.errors import ConfigError, DataError
 from llmkit.evaluation import ablation
 from llmkit.evaluation.ablate import AblateConfig
 from llmkit.evaluation.ablation import compare
@@ -46,6 +46,19 @@ def test_differences_are_paired_by_seed() -> None:
     unclear = compare([0, 1], {"f1": [0.9, 0.7]}, {"f1": [0.7, 0.9]})["metrics"]["f1"]
     assert unclear["difference"]["low"] < 0 < unclear["difference"]["high"]
     assert unclear["sentence"].startswith("No clear difference in f1")
+
+
+def test_a_metric_that_one_start_has_not_is_left_out() -> None:
+    assert set(compare([0, 1], {"mse": [1.0, 2.0], "pearson": [0.5, 0.4]}, {"mse": [2.0, 3.0]})["metrics"]) == {"mse"}
+
+
+def test_a_test_set_that_does_not_fit_is_refused_before_anything_is_trained(
+    run: Any, asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("text,label\nThe soup was lovely,zzz\n")
+    with pytest.raises(DataError, match="test: the label 'zzz' does not occur in training"):
+        run("ablate", tmp_path / "a", **asked, seeds=[0, 1], test_file=tmp_path / "t.csv")
+    assert "step" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_a_resume_in_the_middle_of_an_epoch_is_exact_with_the_patience_that_was_
     early = {**asked, "eval_steps": 3, "early_stopping_patience": 3, "num_train_epochs": 20.0}
     whole = run("finetune", tmp_path / "whole", **early)
     steps = whole.manifest.metrics["steps"]
-    assert steps == whole.manifest.metrics["best_step"] + 9 == 12, "it ends three evaluations after the best"
+    assert steps == whole.manifest.metrics["best_step"] + 9, "it ends three evaluations after the best"
     again = resumed_after(tmp_path / "killed", logs, **early)
     assert again.manifest.metrics["steps"] == steps
     assert told(again) == told(whole)
@@ -240,6 +240,8 @@ def test_a_search_trains_with_the_best_it_found_and_a_killed_one_goes_on(
         ({"seeds": [1, 1]}, "seeds: give two or more"),
         ({"distillation_alpha": 0.3}, "distillation_alpha: goes with teacher"),
         ({"freeze": ["embeddings"], "random_start": True}, "freeze: leaves random weights"),
+        ({"seeds": [0, 1], "resume": "runs/m/checkpoint-3"}, "resume: a checkpoint is one of a single training"),
+        ({"search_trials": 3, "search_space": {"problem_type": {"choices": ["regression"]}}}, "no setting to be searched"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(given: dict[str, Any], said: str) -> None:
