@@ -548,7 +548,7 @@ class LLMKitTrainer(Trainer):
             if "shift_labels" in inputs:  # of a part of each sample, along its length
                 targets = (inputs["shift_labels"] != -100).sum() * self.get_cp_size()
             else:
-                targets = ((labels[:, 1:] if self._loss_shifts_labels else labels) != -100).sum()
+                targets = ((labels if self.model.config.is_encoder_decoder else labels[:, 1:]) != -100).sum()
             loss = torch.where(targets > 0, loss, 0.0)  # the mean over no targets is not a number
             loss = loss * targets / (len(labels) * self.targets_per_sample)
         return (loss, outputs) if return_outputs else loss

@@ -106,7 +106,7 @@ def test_grouping_by_length_moves_samples_only_within_stretches_of_steps(n: int,
     lengths = np.random.default_rng(seed).integers(1, 40, size=n)
     plain = OrderedSamples(Endless(), n, steps, batch, seed)
     grouped = LengthGrouped(plain, lengths)
-    stretch = max(1, min(64, n // batch))
+    stretch = max(1, min(64, n // batch // 4))
     for start in range(0, steps, stretch):
         part = range(start, min(start + stretch, steps))
         theirs, ours = ([order.of_step(step) for step in part] for order in (plain, grouped))
