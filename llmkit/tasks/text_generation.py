@@ -159,12 +159,15 @@ class TextGeneration(LanguageTask[Example]):
         ids: list[int] = []
         labels: list[int] = []
         for text, is_learned in self._pieces(example, tokenizer):
-            piece = tokenizer(text, add_special_tokens=False)["input_ids"]
+            piece = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             ids += piece
             labels += piece if is_learned else [IGNORED] * len(piece)
         if not example.messages:  # text begins as the tokenizer begins texts; a chat template has its own beginning
-            before = without_end(tokenizer(example.prompt)["input_ids"], tokenizer)
-            learned = [*tokenizer(example.completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            before = without_end(tokenizer(example.prompt, verbose=False)["input_ids"], tokenizer)
+            learned = [
+                *tokenizer(example.completion, add_special_tokens=False, verbose=False)["input_ids"],
+                tokenizer.eos_token_id,
+            ]
             ids, labels = before + learned, [IGNORED] * len(before) + learned
         if labels:
             labels[0] = IGNORED  # there is nothing to predict it from
@@ -195,9 +198,9 @@ class TextGeneration(LanguageTask[Example]):
 
     def prompt(self, example: Example, tokenizer: Any) -> list[int]:
         if not example.messages:
-            return without_end(tokenizer(example.prompt)["input_ids"], tokenizer)
+            return without_end(tokenizer(example.prompt, verbose=False)["input_ids"], tokenizer)
         text = _rendered(tokenizer, example.messages, True)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def features(self, data: list[Example], tokenizer: Any, max_length: int) -> Features:
         made = super().features(data, tokenizer, max_length)

@@ -176,15 +176,15 @@ class Translation(LanguageTask[Example]):
 
     def _target_ids(self, text: str, tokenizer: Any) -> list[int]:
         if self.is_encoder_decoder:  # some tokenizers have a vocabulary for each side
-            ids = without_end(tokenizer(text_target=text)["input_ids"], tokenizer)
+            ids = without_end(tokenizer(text_target=text, verbose=False)["input_ids"], tokenizer)
         else:
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [*ids, tokenizer.eos_token_id]
 
     def prompt(self, example: Example, tokenizer: Any) -> list[int]:
         """An encoder reads the source (in the template, if there is one) and an EOS; a causal model the template."""
         template = self.prompt_template or ("{source}" if self.is_encoder_decoder else PROMPT)
-        ids = without_end(tokenizer(template.replace("{source}", example.source))["input_ids"], tokenizer)
+        ids = without_end(tokenizer(template.replace("{source}", example.source), verbose=False)["input_ids"], tokenizer)
         return [*ids, tokenizer.eos_token_id] if self.is_encoder_decoder else ids
 
     # Metrics
