@@ -16,8 +16,9 @@ from llmkit.evaluation.seeds import TestSet
 from llmkit.tasks.registry import task_class
 from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import Split, read_dataset, read_table, source_name
+from llmkit.training.examples import load_examples
 from llmkit.training.finetune import FinetuneConfig
-from llmkit.training.finetuning import load_examples, train_task
+from llmkit.training.finetuning import train_task
 from llmkit.training.seeds import discard_scratch, in_words, mean_interval, over_seeds, seed_directory
 
 if TYPE_CHECKING:

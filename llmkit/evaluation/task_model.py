@@ -22,8 +22,8 @@ from llmkit.tasks.loading import load_task_model
 from llmkit.tasks.registry import SECTION, task_class
 from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import Split, read_dataset, read_table, source_name
+from llmkit.training.examples import Examples, load_examples
 from llmkit.training.finetune import FinetuneConfig
-from llmkit.training.finetuning import Examples, load_examples
 from llmkit.training.seeds import in_words
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, EarlyStoppingCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from llmkit import __version__
-from llmkit.errors import ConfigError, DataError
+from llmkit.errors import ConfigError
 from llmkit.models.causal import parameter_counts
 from llmkit.models.custom import custom_config, default_config, new_model
 from llmkit.models.masking import check_document_masking
@@ -23,9 +23,10 @@ from llmkit.tasks.base import Example, Task, conflicting, context_length, digest
 from llmkit.tasks.features import Features, cached, padding_waste
 from llmkit.tasks.language import LanguageTask, packed
 from llmkit.tasks.registry import task_class
-from llmkit.tasks.tables import read_dataset, read_table, source_name, validation_split
+from llmkit.tasks.tables import source_name
 from llmkit.training.card import settings_table, write_card
 from llmkit.training.distillation import Distillation, Teacher, load_teacher
+from llmkit.training.examples import Examples, load_examples
 from llmkit.training.freezing import freeze, trained_parameters
 from llmkit.training.hardware import on_cpu, set_up
 from llmkit.training.instability import UpdateGuard
@@ -50,54 +51,6 @@ _TOKENIZER = "seed-tokenizer"
 _NEW_WEIGHTS = "new-weights.json"
 _VOCABULARY = 8192
 _CONTEXT = 512
-
-
-@dataclass
-class Examples:
-    """What a model learns from and is validated on."""
-
-    train: list[Any]
-    validation: list[Any]
-    validation_from: str
-    """Where the validation examples come from, in words."""
-    revision: str | None = None
-    """The commit of a data set of the hub."""
-
-
-def load_examples(config: FinetuneConfig, task: Task[Any]) -> Examples:
-    """Training and validation examples.
-
-    Raises:
-        DataError: see `tables.read_table` and `Task.read`; or there is too little to hold out.
-    """
-    held_out, source, revision = None, "", None
-    if config.train_file:
-        rows = read_table(config.train_file)
-        if config.validation_file:
-            held_out, source = read_table(config.validation_file), Path(config.validation_file).name
-    else:
-        data = (config.dataset_name or "", config.dataset_config_name)
-        training = read_dataset(*data, "train", config.dataset_revision)
-        rows, revision = training.rows, training.revision
-        split = validation_split(*data, config.dataset_revision)
-        if split is not None:
-            held_out = read_dataset(*data, split, config.dataset_revision).rows
-            source = f"split {split} of {source_name(data[0])}"
-    train = task.read(rows, config)
-    if held_out is None:
-        source = f"held out, {config.validation_fraction:.0%} of the training examples"
-        train, validation = task.hold_out(train, config.validation_fraction, config.seed)
-        if not validation:
-            raise DataError(
-                f"{len(train)} training examples leave none to hold out for validation, as equal ones stay together; "
-                f"add examples, or give --validation_file"
-            )
-    else:
-        validation = task.read(held_out, config)
-    if config.max_train_samples is not None and config.max_train_samples < len(train):
-        chosen = np.random.default_rng(config.seed).permutation(len(train))[: config.max_train_samples]
-        train = [train[index] for index in sorted(chosen)]
-    return Examples(train, validation, source, revision)
 
 
 def train_task(config: FinetuneConfig, workspace: Workspace) -> dict[str, Any]:
