@@ -7,7 +7,6 @@ import re
 import statistics
 import unicodedata
 from collections import Counter
-from itertools import combinations
 from typing import Any
 
 import pytest
@@ -187,23 +186,12 @@ def test_no_sentence_is_a_filled_template(everything: list[tuple[str, dict[str, 
 
 
 @pytest.mark.parametrize(("side", "size"), [("en", 5), ("zh", 3)])
-def test_no_side_is_like_one_of_another_split(everything: list[tuple[str, dict[str, Any]]], side: str, size: int) -> None:
+def test_no_side_is_like_one_of_another_split(
+    everything: list[tuple[str, dict[str, Any]]], near_copies: Any, side: str, size: int
+) -> None:
     """Jaccard similarity of character n-grams below 0.3, found through the n-grams that two sides share."""
     found = [(split, pair["id"], grams(pair[side], size)) for split, pair in everything]
-    holders: dict[str, list[int]] = {}
-    for number, (_, _, pieces) in enumerate(found):
-        for piece in pieces:
-            holders.setdefault(piece, []).append(number)
-    shared: Counter[tuple[int, int]] = Counter()
-    for numbers in holders.values():
-        shared.update((a, b) for a, b in combinations(numbers, 2) if found[a][0] != found[b][0])
-    assert shared, "sentences of one language share some n-grams, or this test compares nothing"
-    near = []
-    for (a, b), count in shared.items():
-        similarity = count / (len(found[a][2]) + len(found[b][2]) - count)
-        if similarity >= 0.3:
-            near.append((found[a][1], found[b][1], round(similarity, 3)))
-    assert not near
+    assert not near_copies(found)
 
 
 def test_the_measure_of_likeness_finds_a_copy_with_a_word_changed() -> None:
