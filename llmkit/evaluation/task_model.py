@@ -14,7 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 from llmkit.config import Source, resolve
 from llmkit.errors import ColumnError, LLMKitError
 from llmkit.evaluation.intervals import LEVEL, Metric
-from llmkit.evaluation.measured import Measured, Predictions, evaluation_of
+from llmkit.evaluation.measured import Measured, evaluation_of
+from llmkit.evaluation.sections import Evaluated, sections
 from llmkit.evaluation.seeds import TestSet, headline, measure_seeds, seeds_of
 from llmkit.pipeline.artefact import Artefact, enclosing
 from llmkit.tasks.base import Task, conflicting, digest, seen
@@ -79,13 +80,17 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
         _add_baselines(result, task, trained_on.train if trained_on else [], test, measured, config.seed)
         if not result["baselines"]:
             result["baselines_left_out"] = reason
+    evaluated = Evaluated(
+        config, task, model, tokenizer, data, test, predictions, measured, finetuned, trained_on, dict(measured.columns)
+    )
+    result |= sections(evaluated)
     if seeds := seeds_of(config.model_name_or_path, finetuned):
         columns = columns_of(config, finetuned)
         on = TestSet(data, columns, config.task, config.per_device_eval_batch_size, config.seed)
         result["seeds"] = measure_seeds(Path(config.model_name_or_path), seeds, headline(measured), on)
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (workspace.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    _write_predictions(workspace.directory / "predictions.parquet", test, predictions, measured)
+    _write_predictions(workspace.directory / "predictions.parquet", evaluated)
     for line in _summary(measured, result):
         workspace.say(line)
     overall = {metric.key: with_interval(metric) for metric in measured.metrics if metric.label is None}
@@ -161,16 +166,17 @@ def _add_baselines(
         result["comparison"].append(asdict(measured.against(theirs, baseline.name, seed)))
 
 
-def _write_predictions(path: Path, test: list[Any], predictions: Predictions, measured: Measured) -> None:
+def _write_predictions(path: Path, evaluated: Evaluated) -> None:
+    test, predictions = evaluated.test, evaluated.predictions
     columns: dict[str, Any] = {
         "id": [example.id for example in test],
         "text": [example.input() for example in test],
         "label": [_shown(example.target()) for example in test],
-        "value": measured.values,
+        "value": evaluated.measured.values,
     }
     columns |= {name: [row.get(name) for row in predictions] for name in predictions[0]}
     columns["prediction"] = [_shown(row["prediction"]) for row in predictions]
-    pyarrow.parquet.write_table(pyarrow.table(columns | dict(measured.columns)), path, compression="zstd")
+    pyarrow.parquet.write_table(pyarrow.table(columns | evaluated.columns), path, compression="zstd")
 
 
 def _shown(target: Any) -> str:

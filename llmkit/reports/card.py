@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline.artefact import Artefact, FileRecord, sha256_of, write_synced
-from llmkit.reports import facts, lineage, trained, words
+from llmkit.reports import facts, lineage, sections, trained, words
 from llmkit.reports.facts import Comparison, Score, Told
 from llmkit.reports.lineage import Node
 from llmkit.reports.trained import Model
@@ -102,6 +102,7 @@ def write(told: Told) -> str:
         _training_data(told),
         _settings(told),
         _results(told),
+        *sections.markdown(told),
         _limits(told),
         _lineage(told),
     ]

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from llmkit.reports import charts, facts, lineage, trained, words
+from llmkit.reports import charts, facts, lineage, sections, trained, words
 from llmkit.reports.charts import Bar
 from llmkit.reports.facts import ClassRow, Score, Told
 from llmkit.reports.lineage import Node
@@ -134,6 +134,7 @@ def _context(told: Told, published: list[str] | None) -> dict[str, Any]:
         "metric_title": words.metric_title,
         "matrix": charts.confusion_matrix(told.confusion, told.labels, key="confusion", title="Confusion matrix"),
         "confusions": facts.confusions(told, MAX_CONFUSIONS),
+        "sections": sections.contexts(told),
         "curves": [
             (_STAGE_TITLES.get(item.stage, item.stage), item, _drawn(item, number)) for number, item in enumerate(told.curves)
         ],

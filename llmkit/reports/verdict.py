@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llmkit.reports import lineage, words
+from llmkit.reports import lineage, sections, words
 
 if TYPE_CHECKING:
     from llmkit.reports.facts import Told
@@ -127,6 +127,8 @@ def limits(told: Told) -> Iterator[str]:
         )
     if not told.baselines:
         yield "No baseline was measured: the figures do not show whether something simpler does as well."
+    for _, module, found in sections.present(told):
+        yield from module.limits(found)
     yield from _limits_of_lineage(told)
 
 
