@@ -72,7 +72,7 @@ def load_teacher(config: FinetuneConfig, task: Task[Any], tokenizer: Any, max_le
         raise ConfigError([f"teacher: takes {theirs.max_position_embeddings} tokens; give max_length, at most as many"])
     classes = _same_classes(name, task.head(), theirs) if task.name != _OF_TOKENS else None
     try:
-        model = getattr(transformers, task.auto_class).from_pretrained(name, dtype="float32")
+        model = getattr(transformers, task.auto_class_of(theirs)).from_pretrained(name, dtype="float32")
     except (OSError, ValueError) as failure:  # an int8 model has no weights that transformers reads
         raise ConfigError([f"teacher: the weights of {name!r} cannot be loaded: {failure}"]) from failure
     model.config.pad_token_id, model.config.use_cache = tokenizer.pad_token_id, False
