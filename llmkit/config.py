@@ -18,6 +18,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -303,16 +304,18 @@ def _convert_list(value: Any, kind: Any) -> list[Any]:
 
 
 def _convert_dict(value: Any) -> dict[str, Any]:
-    """A mapping, a JSON object, or `key=value,key=value` as transformers' run_clm takes it."""
+    """A mapping, JSON or YAML in braces, or `key=value,key=value` as transformers' run_clm takes it."""
     if isinstance(value, dict):
         return value
     if not isinstance(value, str):
         raise ValueError("is not a mapping")
     if value.lstrip().startswith("{"):
-        try:
+        with suppress(json.JSONDecodeError):
             return json.loads(value)
-        except json.JSONDecodeError as failure:
-            raise ValueError(f"is not JSON: {failure}") from None
+        try:
+            return yaml.load(value, _Loader)
+        except (yaml.YAMLError, ValueError):
+            raise ValueError("is neither JSON nor YAML, as {hidden_size: 256, num_hidden_layers: 4} is") from None
     pairs = {}
     for part in filter(None, value.split(",")):
         key, sign, item = part.partition("=")

@@ -299,6 +299,7 @@ def test_a_list_that_stands_twice_on_the_command_line_is_refused_and_not_half_lo
     "words",
     [
         ["--overrides.a", "1", "--overrides.b.c", "x"],
+        ["--overrides", "{a: 1, b: {c: x}}"],
         ["--overrides", '{"a": 1, "b": {"c": "x"}}'],
         ["--overrides", '{"b": {"c": "x"}}', "--overrides.a", "1"],
         ["--overrides.a=1", "--overrides", '{"b": {"c": "x"}}'],
@@ -312,7 +313,7 @@ def test_a_mapping_may_be_given_in_parts_as_json_or_as_pairs(words: list[str]) -
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["--overrides", '{"a": '], "is not JSON"),
+        (["--overrides", '{"a": '], "is neither JSON nor YAML"),
         (["--overrides", "a"], "'a' is not key=value"),
         (["--overrides.a", "1", "2"], "--overrides.a takes one value, got 2: 1 2"),
         (["--overrides.a"], "--overrides.a needs a value"),
