@@ -73,10 +73,9 @@ class Run:
         return len(self.columns["id"])
 
     @cached_property
-    def examples(self) -> list[tuple[str, str, str]]:
-        """Id, text and label of each example."""
-        rows = zip(self.columns["id"], self.columns["text"], self.columns["label"], strict=True)
-        return [(str(identity), str(text), str(label)) for identity, text, label in rows]
+    def examples(self) -> list[tuple[str, str]]:
+        """Text and label of each example. An id is none of it: it may be the name of a file, and a copy has another."""
+        return [(str(text), str(label)) for text, label in zip(self.columns["text"], self.columns["label"], strict=True)]
 
     @cached_property
     def digest(self) -> str:
@@ -173,10 +172,11 @@ def _check_comparable(reference: Run, other: Run) -> None:
 
 def _first_difference(reference: Run, other: Run) -> str:
     for number, (ours, theirs) in enumerate(zip(reference.examples, other.examples, strict=False), start=1):
-        for name, first, second in zip(("id", "text", "label"), ours, theirs, strict=True):
+        for name, first, second in zip(("text", "label"), ours, theirs, strict=True):
             if first != second:
+                identity = _line(str(reference.columns["id"][number - 1]))
                 shown = f"{_line(first)!r} in {reference.name}, {_line(second)!r} in {other.name}"
-                return f"The first is number {number}, id {_line(ours[0])!r}: its {name} is {shown}"
+                return f"The first is number {number}, id {identity!r}: its {name} is {shown}"
     return f"{reference.name} has {reference.n:,} of them, {other.name} {other.n:,}, alike as far as both go"
 
 
@@ -296,9 +296,9 @@ class Pair:
         }
 
     def _example(self, place: int) -> dict[str, Any]:
-        identity, text, label = self.run.examples[place]
+        text, label = self.run.examples[place]
         return {
-            "id": identity,
+            "id": str(self.run.columns["id"][place]),
             "text": text,
             "label": label,
             "reference_prediction": self.reference.columns["prediction"][place],
