@@ -83,6 +83,11 @@ class Run:
         return hashlib.sha256(json.dumps(self.examples).encode()).hexdigest()
 
     @property
+    def overall(self) -> list[dict[str, Any]]:
+        """Its metrics of all examples, as metrics.json has them."""
+        return [metric for metric in self.record.get("metrics", []) if metric.get("label") is None]
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds that it is the mean of; empty for one model."""
         return self.record["seeds"]["of"] if _OVER_SEEDS in self.columns else []
@@ -134,14 +139,18 @@ def compare_runs(names: list[str]) -> dict[str, Any]:
 
 
 def _told_run(run: Run, over_seeds: bool, seed: int) -> dict[str, Any]:
+    mean = run.measured(over_seeds).mean(np.ones(run.n, dtype=bool), seed)
+    found = {"value": mean.value, "low": mean.low, "high": mean.high}
     if over_seeds:
-        ends = {name: run.record["seeds"]["value"][name] for name in ("low", "high")}
-        value = run.record["seeds"]["value"]["mean"]
-    else:
-        mean = run.measured(over_seeds).mean(np.ones(run.n, dtype=bool), seed)
-        value, ends = mean.value, {"low": mean.low, "high": mean.high}
+        found |= {name: run.record["seeds"]["value"][name] for name in ("low", "high")}
+    else:  # as the evaluation tells it, where the value is one of its metrics
+        found |= next((_ends(metric) for metric in run.overall if _key(metric) == mean.name), {})
     model = run.artefact.manifest.config.get("model_name_or_path")
-    return {"name": run.name, "model": model, "seeds": run.seeds, "value": value, **ends}
+    return {"name": run.name, "model": model, "seeds": run.seeds, **found}
+
+
+def _ends(metric: dict[str, Any]) -> dict[str, float]:
+    return {name: metric[name] for name in ("low", "high")}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -271,7 +280,7 @@ class Pair:
         p_is = "p" if tests == 1 else f"p corrected for {tests} tests"
         lower, name = self.ours.lower_is_better, self.run.name
         metrics = {} if self.over_seeds else dict(_further(self.reference, self.run, self.ours.groups, self.seed))
-        overall = [_key(metric) for metric in self.reference.record.get("metrics", []) if metric.get("label") is None]
+        overall = [_key(metric) for metric in self.reference.overall]
         return {
             "reference": self.reference.name,
             "run": name,
@@ -297,15 +306,11 @@ class Pair:
 
     def _example(self, place: int) -> dict[str, Any]:
         text, label = self.run.examples[place]
-        return {
-            "id": str(self.run.columns["id"][place]),
-            "text": text,
-            "label": label,
-            "reference_prediction": self.reference.columns["prediction"][place],
-            "prediction": self.run.columns["prediction"][place],
-            "reference_value": float(self.theirs.values[place]),
-            "value": float(self.ours.values[place]),
-        }
+        found = {"id": str(self.run.columns["id"][place]), "text": text, "label": label}
+        if not self.over_seeds:
+            found |= {"reference_prediction": self.reference.columns["prediction"][place]}
+            found |= {"prediction": self.run.columns["prediction"][place]}
+        return found | {"reference_value": float(self.theirs.values[place]), "value": float(self.ours.values[place])}
 
 
 def _key(metric: dict[str, Any]) -> str:
@@ -457,8 +462,17 @@ def _described_pair(pair: dict[str, Any], show: int) -> Iterator[str]:
         if examples and show:
             yield f"  {what} in {run}, {min(show, len(examples))} of {len(examples):,}:"
             for example in examples[:show]:
-                change = f"{_line(str(example['reference_prediction']), 40)} -> {_line(str(example['prediction']), 40)}"
-                yield f"    {_line(example['id'], 20)} [{_line(example['label'], 40)}] {change}: {_line(example['text'])}"
+                start = f"{_line(example['id'], 20)} [{_line(example['label'], 40)}]"
+                yield f"    {start} {_change(example, bool(table))}: {_line(example['text'])}"
+
+
+def _change(example: dict[str, Any], is_right_or_wrong: bool) -> str:
+    """What the reference and the run gave, and how good that is where it is more than right or wrong."""
+    values = f"{example['reference_value']:.3f} -> {example['value']:.3f}"
+    if "prediction" not in example:
+        return values
+    change = f"{_line(str(example['reference_prediction']), 40)} -> {_line(str(example['prediction']), 40)}"
+    return change if is_right_or_wrong else f"{change} ({values})"
 
 
 def _could_show(pair: dict[str, Any]) -> str:

@@ -64,15 +64,18 @@ def measure_seeds(result: Path, seeds: list[int], first: Measured, test: TestSet
 
     Returns:
         `of`, the seeds; under `metrics` of each metric what `training.seeds.over_seeds` gives; under `value` what
-        `two_way` gives, with the name of the value as `of`. And the value of each example in the mean over seeds, float64 of
-        shape [examples].
+        `two_way` gives, with the name of the value as `of` and its interval within what values can be. And the value of each
+        example in the mean over seeds, float64 of shape [examples].
     """
     every = [first, *(test.measure(seed_directory(result, seed, seeds)) for seed in seeds[1:])]
     told = [headline(measured) for measured in every]
     common = [name for name in told[0] if all(name in found for found in told)]  # where it is undefined for none
     metrics = over_seeds(seeds, {name: [found[name] for found in told] for name in common})
     values = np.stack([measured.values for measured in every])
-    found = {"of": first.metric, **two_way(values, first.groups)}
+    apart = two_way(values, first.groups)
+    if not first.lower_is_better:
+        apart |= {"low": max(0.0, apart["low"]), "high": min(first.perfect, apart["high"])}
+    found = {"of": first.metric, **apart}
     return {"of": seeds, "metrics": metrics, "value": {**found, "sentence": _sentence(found)}}, values.mean(axis=0)
 
 

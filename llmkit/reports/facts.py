@@ -405,8 +405,8 @@ def _over_seeds(record: Mapping[str, Any], overall: Sequence[Score]) -> Iterator
     seeds = record.get("seeds") or {}
     value = seeds.get("value") or {}
     for key, found in (seeds.get("metrics") or {}).items():
-        numbers = (float(found[name]) for name in ("mean", "low", "high", "sd"))
-        yield OverSeeds(titles.get(key, key), found["values"], *numbers, value if value.get("of") == key else None)
+        mean, low, high, sd = (float(found[name]) for name in ("mean", "low", "high", "sd"))
+        yield OverSeeds(titles.get(key, key), found["values"], mean, low, high, sd, value if value.get("of") == key else None)
 
 
 def class_metrics(rows: Sequence[ClassRow]) -> list[str]:
