@@ -119,10 +119,10 @@ def two_way(values: np.ndarray, groups: np.ndarray | None = None) -> dict[str, f
 def _sentence(found: dict[str, Any]) -> str:
     """What varies more, training or the choice of examples, for the page and the terminal."""
     start = f"Over seeds and examples {found['of']} is {found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
-    spread = f"the seeds differ by a standard deviation of {found['sd']:.3f}"
+    spread = f"the means of the seeds have a standard deviation of {found['sd']:.3f}"
     if found["sd_training"]:
         return (
-            f"{start}: {spread}, of which the choice of examples explains {found['sd_sampling']:.3f}; the luck of training "
-            f"adds {found['sd_training']:.3f}."
+            f"{start}: {spread}; the choice of examples alone would give them {found['sd_sampling']:.3f}, and the luck of "
+            f"training {found['sd_training']:.3f} (in squares they add up)."
         )
-    return f"{start}: {spread}, no more than the choice of examples explains ({found['sd_sampling']:.3f})."
+    return f"{start}: {spread}, no more than the choice of examples gives ({found['sd_sampling']:.3f})."

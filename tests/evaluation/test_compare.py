@@ -218,6 +218,22 @@ def test_seeds_are_taken_into_account_where_all_have_several(several: tuple[str,
     assert not mixed["over_seeds"] and any("several seeds" in sentence for sentence in mixed["limits"])
 
 
+def test_perplexities_are_compared_where_both_count_the_same_tokens(trained: str) -> None:
+    generator = np.random.default_rng(0)
+    tokens, losses = generator.integers(5, 30, 40), generator.uniform(1, 3, (2, 40))
+    first, second = (changed(trained, loss=(loss * tokens).tolist(), tokens=tokens.tolist()) for loss in losses)
+    found = Pair(first, second, False, 0).told(1.0, 1)["metrics"]["perplexity"]
+    values = [np.exp(np.average(loss, weights=tokens)) for loss in losses]
+    assert (found["reference_value"], found["value"]) == pytest.approx(tuple(values))
+    drawn = []
+    for places in generator.integers(0, 40, (2000, 40)):
+        ours, theirs = (np.exp(np.average(loss[places], weights=tokens[places])) for loss in reversed(losses))
+        drawn.append(ours - theirs)
+    assert (found["low"], found["high"]) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.25)
+    other = changed(trained, loss=second.columns["loss"], tokens=(tokens + 1).tolist())
+    assert "perplexity" not in Pair(first, other, False, 0).told(1.0, 1)["metrics"]
+
+
 def changed(name: str, **columns: Any) -> Run:
     run = Run.open(name)
     return replace(run, record=copy.deepcopy(run.record), columns={**run.columns, **columns})

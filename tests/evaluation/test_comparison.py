@@ -96,6 +96,19 @@ def test_without_luck_in_training_the_interval_is_that_of_the_paired_t_test(rows
         assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()), abs=1e-9)
 
 
+def test_intervals_and_p_values_of_means_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(9)
+    ours, theirs = generator.beta(3, 1, 90), generator.beta(2, 1, 90)
+    found = compare_means(ours, theirs, "it", "f1", 0)
+    drawn = stats.bootstrap((ours - theirs,), np.mean, method="percentile", n_resamples=9999, rng=1)
+    assert (found.low, found.high) == pytest.approx(tuple(drawn.confidence_interval), abs=0.01)
+    flipped = stats.permutation_test((ours - theirs,), np.mean, permutation_type="samples", n_resamples=9999, rng=1)
+    assert found.p_value == pytest.approx(flipped.pvalue, abs=0.02)
+    few = compare_means(ours[:9], theirs[:9], "it", "f1", 0)
+    exact = stats.permutation_test((ours[:9] - theirs[:9],), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert few.p_value == pytest.approx(exact.pvalue, abs=0.03)
+
+
 def right(generator: np.random.Generator, n: int, both: float, ours: float, theirs: float) -> tuple[np.ndarray, np.ndarray]:
     """Two classifiers: both are right on that share, and only one of them on those."""
     kind = generator.choice(4, size=n, p=[both, ours, theirs, 1 - both - ours - theirs])
