@@ -272,7 +272,7 @@ class Pair:
         """All that is found of it.
 
         Args:
-            corrected: the p-value, corrected for the number of tests.
+            corrected: the p-value, corrected for the number of tests that are made with this one.
         """
         found = replace(self.found, p_value=corrected)
         is_better = (found.difference > 0) != self.ours.lower_is_better

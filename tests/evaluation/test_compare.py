@@ -256,6 +256,8 @@ def test_runs_that_are_not_comparable_are_refused_with_the_reason(
     assert cli.main(["compare", trained, str(classifier.directory)]) == 2
     assert "is a result of 'finetune'; a result of 'evaluate' is needed" in capsys.readouterr().err
     assert cli.main(["compare", trained, str(tmp_path / "nowhere")]) == 2
+    assert cli.main(["compare", trained, trained, "--output", str(tmp_path / "nowhere" / "c.json")]) == 2
+    assert "c.json cannot be written: No such file or directory" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         cli.main(["compare", trained])
     assert ended.value.code == 2 and "name two results or more" in capsys.readouterr().err
