@@ -33,6 +33,9 @@ from llmkit.pipeline.stage import changed_settings
 
 _OVER_SEEDS = "mean_over_seeds"
 
+_WEIGHED_BY = {"bits_per_byte": "bytes"}
+"""The columns by which values count in the mean, where not all count alike."""
+
 _TEXT = 90
 """Characters of an example on the terminal."""
 
@@ -97,6 +100,12 @@ class Run:
         """The standard deviation that training leaves to luck, and the number of seeds."""
         return self.record["seeds"]["value"]["sd_training"], len(self.seeds)
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """How much each value counts in the mean; None where all count alike."""
+        column = _WEIGHED_BY.get(self.record["value_is"])
+        return np.array(self.columns[column], dtype=np.float64) if column in self.columns else None
+
     def measured(self, over_seeds: bool) -> Measured:
         """The values of its predictions; those of the first seed, or in the mean over all."""
         values = np.array(self.columns[_OVER_SEEDS if over_seeds else "value"], dtype=np.float64)
@@ -144,13 +153,10 @@ def _told_run(run: Run, over_seeds: bool, seed: int) -> dict[str, Any]:
     if over_seeds:
         found |= {name: run.record["seeds"]["value"][name] for name in ("low", "high")}
     else:  # as the evaluation tells it, where the value is one of its metrics
-        found |= next((_ends(metric) for metric in run.overall if _key(metric) == mean.name), {})
+        told = (metric for metric in run.overall if _key(metric) == mean.name)
+        found |= next(({name: metric[name] for name in found} for metric in told), {})
     model = run.artefact.manifest.config.get("model_name_or_path")
     return {"name": run.name, "model": model, "seeds": run.seeds, **found}
-
-
-def _ends(metric: dict[str, Any]) -> dict[str, float]:
-    return {name: metric[name] for name in ("low", "high")}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -240,11 +246,13 @@ class Pair:
     @cached_property
     def found(self) -> Comparison:
         """The difference, run minus reference, with an uncorrected p-value."""
-        ours, theirs, name = self.ours, self.theirs, self.reference.name
-        if not self.over_seeds:
-            return ours.against(theirs, name, self.seed)
-        values = (ours.values, theirs.values)
-        return compare_seeds(*values, name, ours.metric, self.training, ours.groups, ours.lower_is_better)
+        ours, theirs, name, weights = self.ours, self.theirs, self.reference.name, self.run.weights
+        told = (ours.values, theirs.values, name, ours.metric)
+        if self.over_seeds:
+            return compare_seeds(*told, self.training, ours.groups, ours.lower_is_better)
+        if weights is not None:
+            return compare_means(*told, self.seed, ours.groups, ours.lower_is_better, weights)
+        return ours.against(theirs, name, self.seed)
 
     def detectable(self, alpha: float) -> dict[str, Any]:
         """The smallest difference that so many examples could have shown, where a p-value has to be below alpha."""
@@ -252,7 +260,8 @@ class Pair:
             smallest = detectable_share(float((self.gains != 0).mean()), self.run.n, alpha)
             source = "power of McNemar's exact test at the share of examples that differ (Duffy 1984)"
         else:
-            smallest = detectable_mean(seed_error(self.gains, self.training, self.ours.groups), alpha)
+            error = seed_error(self.gains, self.training, self.ours.groups, self.run.weights)
+            smallest = detectable_mean(error, alpha)
             source = "standard error of the differences times the sum of two normal quantiles (Bloom 1995)"
         return {"difference": smallest, "power": POWER, "alpha": alpha, "source": source}
 
@@ -462,16 +471,17 @@ def _described_pair(pair: dict[str, Any], show: int) -> Iterator[str]:
         if examples and show:
             yield f"  {what} in {run}, {min(show, len(examples))} of {len(examples):,}:"
             for example in examples[:show]:
-                start = f"{_line(example['id'], 20)} [{_line(example['label'], 40)}]"
-                yield f"    {start} {_change(example, bool(table))}: {_line(example['text'])}"
+                label = f" [{_line(example['label'], 40)}]" if example["label"] else ""
+                yield f"    {_line(example['id'], 20)}{label} {_change(example, bool(table))}: {_line(example['text'])}"
 
 
 def _change(example: dict[str, Any], is_right_or_wrong: bool) -> str:
     """What the reference and the run gave, and how good that is where it is more than right or wrong."""
     values = f"{example['reference_value']:.3f} -> {example['value']:.3f}"
-    if "prediction" not in example:
+    given = [_line(str(example.get(name, "")), 40) for name in ("reference_prediction", "prediction")]
+    if not any(given):
         return values
-    change = f"{_line(str(example['reference_prediction']), 40)} -> {_line(str(example['prediction']), 40)}"
+    change = " -> ".join(given)
     return change if is_right_or_wrong else f"{change} ({values})"
 
 

@@ -65,6 +65,7 @@ def compare_means(
     seed: int,
     groups: np.ndarray | None = None,
     lower_is_better: bool = False,
+    weights: np.ndarray | None = None,
 ) -> Comparison:
     """Pair two systems on the same examples by a value per example: the mean difference with its bootstrap interval.
 
@@ -74,17 +75,20 @@ def compare_means(
         values, baseline_values: float64 of shape [n].
         groups: the number of the group that each example belongs to; groups are resampled and flipped as a whole. None: each
             is a group by itself.
+        weights: how much each value counts in the mean; None: all alike.
     """
-    differences = values - baseline_values
-    n, difference = len(differences), float(differences.mean())
-    sums = np.stack([differences, np.ones(n)], axis=1)
+    n = len(values)
+    counted = np.ones(n) if weights is None else weights
+    differences, whole = (values - baseline_values) * counted, float(counted.sum())
+    difference = float(differences.sum() / whole)
+    sums = np.stack([differences, counted], axis=1)
     low, high = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], seed, groups)
     flipped = differences if groups is None else np.bincount(groups, weights=differences)
     generator, flips = np.random.default_rng(seed), 4000
     extreme = 0
     for start in range(0, flips, 500):
         signs = generator.integers(0, 2, size=(min(500, flips - start), len(flipped)), dtype=np.int8) * 2 - 1
-        extreme += int((np.abs(signs @ flipped / n) >= abs(difference) - 1e-12).sum())
+        extreme += int((np.abs(signs @ flipped / whole) >= abs(difference) - 1e-12).sum())
     found = Comparison(baseline, metric, difference, low, high, (extreme + 1) / (flips + 1))
     return replace(found, sentence=sentence(found, n, lower_is_better))
 
@@ -137,9 +141,14 @@ def _level_of(difference: float, parts: Sequence[tuple[float, int]]) -> float:
     return high if difference else 1.0
 
 
-def seed_error(differences: np.ndarray, training: Sequence[tuple[float, int]], groups: np.ndarray | None = None) -> float:
-    """Standard error of a mean difference over examples and seeds; see `compare_seeds`."""
-    return math.sqrt(standard_error(differences, groups) ** 2 + sum(sd**2 / seeds for sd, seeds in training))
+def seed_error(
+    differences: np.ndarray,
+    training: Sequence[tuple[float, int]],
+    groups: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> float:
+    """Standard error of a (weighted) mean difference over examples and seeds; see `compare_seeds`."""
+    return math.sqrt(standard_error(differences, groups, weights) ** 2 + sum(sd**2 / seeds for sd, seeds in training))
 
 
 def sentence(
@@ -235,13 +244,14 @@ def detectable_mean(error: float, alpha: float = 1 - LEVEL, power: float = POWER
     return (quantile(1 - alpha) + quantile(2 * power - 1)) * error if error else None
 
 
-def standard_error(values: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """Standard error of the mean of values of shape [n], from the sums of groups (Liang and Zeger 1986)."""
-    rest = values - values.mean()
+def standard_error(values: np.ndarray, groups: np.ndarray | None = None, weights: np.ndarray | None = None) -> float:
+    """Standard error of the (weighted) mean of values of shape [n], from the sums of groups (Liang and Zeger 1986)."""
+    counted = np.ones(len(values)) if weights is None else weights
+    rest = (values - np.average(values, weights=counted)) * counted
     if groups is not None:
         rest = np.bincount(groups, weights=rest)[np.bincount(groups) > 0]
     count = len(rest)
-    return float(np.sqrt((rest**2).sum() * count / (count - 1)) / len(values)) if count > 1 else 0.0
+    return float(np.sqrt((rest**2).sum() * count / (count - 1)) / counted.sum()) if count > 1 else 0.0
 
 
 def bootstrap_cells(

@@ -138,6 +138,7 @@ def test_macro_f1_is_that_of_scikit_learn_with_the_interval_of_drawn_examples(tr
     assert "f1_macro" not in pair["not_compared"] and "recall_macro" in pair["not_compared"]
 
 
+@pytest.mark.slow
 def test_two_seeds_of_one_setting_show_no_evidence_of_a_difference(
     run: Any, evaluate: Evaluate, trained: str, asked: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -232,6 +233,23 @@ def test_perplexities_are_compared_where_both_count_the_same_tokens(trained: str
     assert (found["low"], found["high"]) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.25)
     other = changed(trained, loss=second.columns["loss"], tokens=(tokens + 1).tolist())
     assert "perplexity" not in Pair(first, other, False, 0).told(1.0, 1)["metrics"]
+
+
+def test_documents_weigh_as_many_bytes_as_they_have(trained: str) -> None:
+    generator = np.random.default_rng(1)
+    size, values = generator.integers(50, 5000, 40), generator.uniform(1, 3, (2, 40))
+    first, second = (changed(trained, value=item.tolist(), bytes=size.tolist()) for item in values)
+    for run, item in ((first, values[0]), (second, values[1])):
+        metric = {"name": "bits_per_byte", "value": np.average(item, weights=size), "low": 1.0, "high": 3.0}
+        run.record.update(value_is="bits_per_byte", lower_is_better=True, metrics=[metric])
+    pair = Pair(first, second, False, 0)
+    found, differences = pair.told(pair.found.p_value, 1), values[1] - values[0]
+    assert found["difference"] == pytest.approx(np.average(differences, weights=size))
+    drawn = [np.average(differences[places], weights=size[places]) for places in generator.integers(0, 40, (2000, 40))]
+    assert (found["low"], found["high"]) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.05)
+    assert found["detectable"]["difference"] == pytest.approx(2.8 * np.std(drawn), rel=0.15)
+    told = compared._told_run(first, False, 0)
+    assert told["value"] == pytest.approx(np.average(values[0], weights=size)) and told["high"] == 3.0
 
 
 def changed(name: str, **columns: Any) -> Run:

@@ -121,6 +121,7 @@ def test_the_interval_of_a_paired_difference_holds_the_truth_as_often_as_it_says
     assert 0.93 <= np.mean([item.low <= 0.06 <= item.high for item in found]) <= 0.97
 
 
+@pytest.mark.slow
 def test_so_does_the_bootstrap_interval_of_means() -> None:
     generator = np.random.default_rng(2)
     held = []
@@ -142,6 +143,7 @@ def test_the_smallest_difference_of_shares_is_found_four_times_in_five(n: int, d
     assert np.mean(found) == pytest.approx(0.8, abs=0.035)
 
 
+@pytest.mark.slow
 def test_the_smallest_difference_of_means_is_found_four_times_in_five() -> None:
     generator = np.random.default_rng(4)
     difference = detectable_mean(0.3 / np.sqrt(150))

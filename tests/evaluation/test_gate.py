@@ -64,6 +64,7 @@ def test_a_condition_holds_for_the_end_of_the_interval_and_its_failure_is_an_exi
     assert cli.main(words) == 0
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_the_exit_code_and_keeps_the_result(words: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "llmkit", *words, "--gate", "accuracy>=1.5"], capture_output=True, text=True, check=False
