@@ -411,7 +411,7 @@ def _limits(reference: Run, others: list[Run], over_seeds: bool) -> Iterator[str
     if not over_seeds:
         yield (
             "Intervals and tests are over the choice of examples, for the very models that were evaluated: other seeds give "
-            "other models, and what a setting is worth takes several (`llmkit finetune --seeds 0,1,2`)."
+            "other models, and what a setting is worth takes several."
         )
         several = [run.name for run in runs if run.seeds]
         if several:
