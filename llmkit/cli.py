@@ -96,6 +96,7 @@ def _help() -> str:
         "  check       what would go wrong with a launch, before it is made",
         "  verify      prove that a launch layout computes what one process computes",
         "  predict     a task model and a file to the same rows with predictions",
+        "  compare     two evaluations or more on the same examples, with what their size could show",
         "",
         "stages, in the order data flows through them:",
     ]
@@ -146,7 +147,7 @@ def _run(words: list[str]) -> int:
     )
     if artefacts:
         _say_results(pipeline, artefacts, directory)
-    return 0
+    return runner.check_results(pipeline, artefacts)
 
 
 def _say_results(pipeline: Any, artefacts: dict[str, Any], directory: Path) -> None:
@@ -253,6 +254,12 @@ def _predict(words: list[str]) -> int:
     return predict(words)
 
 
+def _compare(words: list[str]) -> int:
+    from llmkit.evaluation.compare import main as compare
+
+    return compare(words)
+
+
 _COMMANDS = {
     "run": _run,
     "status": _status,
@@ -263,6 +270,7 @@ _COMMANDS = {
     "check": _check,
     "verify": _verify,
     "predict": _predict,
+    "compare": _compare,
 }
 
 

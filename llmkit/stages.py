@@ -91,6 +91,7 @@ STAGES = {
             config="llmkit.evaluation.evaluate:EvaluateConfig",
             function="llmkit.evaluation.evaluate:evaluate",
             next="llmkit report --evaluation {output}",
+            check="llmkit.evaluation.gate:check",
         ),
         Stage(
             name="quantize",
@@ -199,6 +200,7 @@ def run_from_command_line(
         artefact = run_stage(stage, resolved, output, force=force, layout=options.get("layout"), wait="layout" in options)
     if rank()[0] == 0 and not options.get("layout"):  # else the process that launched this one says it
         print(finished_line(stage, artefact))
+        return stage.check_result(resolved.config, artefact)
     return 0
 
 

@@ -54,6 +54,7 @@ def modules_after(*words: str) -> set[str]:
         ["replay", "--help"],
         ["verify", "--help"],
         ["predict", "--help"],
+        ["compare", "--help"],
         ["predict", "--input", "a.xlsx"],
         *([name, "--help"] for name in STAGES),
     ],
@@ -74,6 +75,7 @@ def test_help_names_every_command_stage_and_shipped_file(capsys: pytest.CaptureF
             "replay",
             "verify",
             "predict",
+            "compare",
             *STAGES,
             "sentiment",
             "pretrain/quickstart",
@@ -88,7 +90,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"llmkit {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["run", "status", "trace", "replay", "verify", "predict", *STAGES])
+@pytest.mark.parametrize("command", ["run", "status", "trace", "replay", "verify", "predict", "compare", *STAGES])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code = cli.main([command, "--help"])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmkit import cli, resources, stages
+from llmkit.evaluation import compared, gate
 from llmkit.parallel import launch
 from llmkit.parallel.verify import Verdict, Verification
 from llmkit.pipeline import trace
@@ -142,6 +143,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(trace, "trace", trace_it)
     monkeypatch.setattr(generate, "show", lambda config: names.append("generate") or 0)
     monkeypatch.setattr(prediction, "predict_file", lambda config: names.append("predict"))
+    monkeypatch.setattr(compared, "compare_runs", lambda runs: names.append("compare") or {})
+    monkeypatch.setattr(compared, "describe", lambda found, show: "")
+    monkeypatch.setattr(gate, "check", lambda config, artefact: 0)
     monkeypatch.setattr(replay, "replay", replay_it)
     monkeypatch.setattr(launch, "launch_command", launch_command)
     monkeypatch.setattr(verify, "faults", lambda directory: iter(()))
@@ -180,7 +184,7 @@ def check_llmkit(words: list[str], started: list[str], capsys: pytest.CaptureFix
     status = cli.main([*words, "--dry_run"] if words[0] == "run" else words)
     assert status == 0 or (words[0] == "check" and status == 1), capsys.readouterr().err  # a page shows what it finds
     if "--help" not in words:
-        starts = (words[0] in STAGES and "--dry_run" not in words) or words[0] in ("trace", "replay", "predict")
+        starts = (words[0] in STAGES and "--dry_run" not in words) or words[0] in ("trace", "replay", "predict", "compare")
         assert started == ([words[0]] if starts else [])
 
 

@@ -111,7 +111,7 @@ def compare(seeds: list[int], pretrained: dict[str, list[float]], random: dict[s
 def _sentence(name: str, found: dict[str, Any], count: int) -> str:
     interval = f"({found['low']:+.3f} to {found['high']:+.3f}, {count} seeds)"
     if found["low"] <= 0 <= found["high"]:
-        return f"No clear difference in {name} between the starts: {found['mean']:+.3f} {interval}."
+        return f"No evidence of a difference in {name} between the starts: {found['mean']:+.3f} {interval}."
     kind = "higher" if found["mean"] > 0 else "lower"
     return f"From the pretrained weights {name} is {kind} by {abs(found['mean']):.3f} {interval}."
 

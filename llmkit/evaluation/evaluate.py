@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config import StageConfig, option
+from llmkit.evaluation import gate
 from llmkit.tasks.registry import TaskName
 from llmkit.tasks.settings import Columns
 from llmkit.training.finetune import dataset_marks, source_problems
@@ -50,7 +51,12 @@ class EvaluateConfig(Columns, StageConfig):
     seed: int = option(0)
     """Seed of resampling and of the baselines."""
 
+    gate: list[str] | None = option(None, identity=False)
+    """Conditions such as "accuracy>=0.8" or "ter<=60", in quotes: >= holds for the lower end of the 95% interval, <= for its
+    upper end. Where one is not met, the result is kept all the same, and the exit code is 1."""
+
     def problems(self) -> Iterable[str]:
+        yield from gate.problems(self.gate or [])
         yield from source_problems(self, "test_file")
         if self.per_device_eval_batch_size < 1:
             yield f"per_device_eval_batch_size: is {self.per_device_eval_batch_size}, must be at least 1"

@@ -57,9 +57,13 @@ class Measured:
             return Metric(self.metric, float(values.mean()), *wilson(int(values.sum()), n), n, "wilson")
         return mean_metric(self.metric, values, seed, None if self.groups is None else self.groups[chosen])
 
+    def are_shares(self, other: Measured) -> bool:
+        """Whether this and another are compared as shares of right predictions."""
+        return self.is_share and other.is_share and not self.lower_is_better
+
     def against(self, other: Measured, baseline: str, seed: int) -> Comparison:
         """How this differs from a baseline on the same examples."""
-        if self.is_share and other.is_share and not self.lower_is_better:
+        if self.are_shares(other):
             return compare_accuracy(self.values > 0, other.values > 0, baseline, self.metric)
         return compare_means(self.values, other.values, baseline, self.metric, seed, self.groups, self.lower_is_better)
 

@@ -13,10 +13,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.config import Source, resolve
 from llmkit.errors import ColumnError, LLMKitError
+from llmkit.evaluation import gate
 from llmkit.evaluation.intervals import LEVEL, Metric
 from llmkit.evaluation.measured import Measured, evaluation_of
 from llmkit.evaluation.sections import Evaluated, sections
-from llmkit.evaluation.seeds import TestSet, headline, measure_seeds, seeds_of
+from llmkit.evaluation.seeds import TestSet, measure_seeds, seeds_of
 from llmkit.pipeline.artefact import Artefact, enclosing
 from llmkit.tasks.base import Task, conflicting, digest, seen
 from llmkit.tasks.loading import load_task_model
@@ -48,6 +49,9 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
         words = f"{config.model_name_or_path!r} has learned no task of llmkit and is taken for {task.name.replace('-', ' ')}"
         raise ColumnError(f"model_name_or_path: {words}, but {failure}; fine-tune it, or name its --task") from failure
     evaluation.adapt(task, test, data)
+    if config.gate:  # what one example gives has the same metrics as all, and a wrong name is told before the long work
+        one = evaluation.measure(task, test[:1], list(task.predict(model, tokenizer, test[:1], 1)), config.seed)
+        gate.check_names(config.gate, [metric.key for metric in one.metrics if metric.label is None])
     predictions = list(task.predict(model, tokenizer, test, config.per_device_eval_batch_size))
     measured = evaluation.measure(task, test, predictions, config.seed)
     result: dict[str, Any] = {
@@ -87,7 +91,8 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     if seeds := seeds_of(config.model_name_or_path, finetuned):
         columns = columns_of(config, finetuned)
         on = TestSet(data, columns, config.task, config.per_device_eval_batch_size, config.seed)
-        result["seeds"] = measure_seeds(Path(config.model_name_or_path), seeds, headline(measured), on)
+        result["seeds"], mean_values = measure_seeds(Path(config.model_name_or_path), seeds, measured, on)
+        evaluated.columns["mean_over_seeds"] = mean_values.tolist()
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (workspace.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
     _write_predictions(workspace.directory / "predictions.parquet", evaluated)
@@ -174,6 +179,8 @@ def _write_predictions(path: Path, evaluated: Evaluated) -> None:
         "label": [_shown(example.target()) for example in test],
         "value": evaluated.measured.values,
     }
+    if evaluated.measured.groups is not None:
+        columns["group"] = evaluated.measured.groups
     columns |= {name: [row.get(name) for row in predictions] for name in predictions[0]}
     columns["prediction"] = [_shown(row["prediction"]) for row in predictions]
     pyarrow.parquet.write_table(pyarrow.table(columns | evaluated.columns), path, compression="zstd")
@@ -201,6 +208,8 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
         lines.append(f"  {metric.key:10} {told}")
     for name, found in result.get("seeds", {}).get("metrics", {}).items():
         lines.append(f"  {name}, mean over {len(found['values'])} seeds: {in_words(found)}")
+    if "seeds" in result:
+        lines.append(f"  {result['seeds']['value']['sentence']}")
     lines += [f"  {item['sentence']}" for item in result["comparison"]]
     overlap = result["overlap"]
     if overlap is not None and overlap["either"]["examples"]:

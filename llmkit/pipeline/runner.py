@@ -411,6 +411,20 @@ def _run_steps(
     return artefacts
 
 
+def check_results(pipeline: Pipeline, artefacts: Mapping[str, Artefact]) -> int:
+    """Hold the results of a run, made by it or before, against the settings of their steps.
+
+    Returns:
+        The exit code.
+    """
+    codes = [0]
+    for step in (step for step in pipeline.steps if step.stage.check and step.name in artefacts):
+        given = Source(dict.fromkeys(step.inputs, "."), {})  # what was put in makes no difference to this
+        config = resolve(step.stage.config_class, [*step.sources, given]).config
+        codes.append(step.stage.check_result(config, artefacts[step.name]))
+    return max(codes)
+
+
 def _link(link: Path, target: Path) -> None:
     """Point `runs/<pipeline>/<step>` at the newest artefact; a convenience, so a file system without links may refuse."""
     relative = os.path.relpath(target, link.parent)

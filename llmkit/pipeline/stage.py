@@ -78,6 +78,9 @@ class Stage:
     show: str | None = None
     """`module:function` that shows the result instead, where no `--output_dir` is given; takes settings, returns the exit
     code."""
+    check: str | None = None
+    """`module:function` that holds a result against the settings, also one that was there already; takes settings and the
+    artefact, says what it finds, returns the exit code."""
     plan: str | None = None
     """`module:function` that says what the stage would do, for `--dry_run`; takes settings, returns text, writes nothing."""
 
@@ -89,6 +92,10 @@ class Stage:
         """Call `show`."""
         assert self.show is not None
         return load_target(self.show)(config)
+
+    def check_result(self, config: StageConfig, artefact: Artefact) -> int:
+        """Call `check`, if there is one."""
+        return load_target(self.check)(config, artefact) if self.check else 0
 
     def ports(self) -> dict[str, FieldSpec]:
         """The settings that take an earlier stage's artefact."""

@@ -141,6 +141,8 @@ class OverSeeds:
     low: float
     high: float
     sd: float
+    apart: Mapping[str, float] | None = None
+    """What `llmkit.evaluation.seeds.two_way` says of it; None where values of single examples are not what it is made of."""
 
 
 @dataclass
@@ -400,8 +402,11 @@ def _overlap(record: Mapping[str, Any]) -> Overlap | None:
 
 def _over_seeds(record: Mapping[str, Any], overall: Sequence[Score]) -> Iterator[OverSeeds]:
     titles = {"_".join(filter(None, [score.name, score.average])): score.title for score in overall}
-    for key, found in ((record.get("seeds") or {}).get("metrics") or {}).items():
-        yield OverSeeds(titles.get(key, key), found["values"], *(float(found[name]) for name in ("mean", "low", "high", "sd")))
+    seeds = record.get("seeds") or {}
+    value = seeds.get("value") or {}
+    for key, found in (seeds.get("metrics") or {}).items():
+        mean, low, high, sd = (float(found[name]) for name in ("mean", "low", "high", "sd"))
+        yield OverSeeds(titles.get(key, key), found["values"], mean, low, high, sd, value if value.get("of") == key else None)
 
 
 def class_metrics(rows: Sequence[ClassRow]) -> list[str]:

@@ -45,7 +45,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert found["sentence"] == "From the pretrained weights f1 is higher by 0.100 (+0.100 to +0.100, 3 seeds)."
     unclear = compare([0, 1], {"f1": [0.9, 0.7]}, {"f1": [0.7, 0.9]})["metrics"]["f1"]
     assert unclear["difference"]["low"] < 0 < unclear["difference"]["high"]
-    assert unclear["sentence"].startswith("No clear difference in f1")
+    assert unclear["sentence"].startswith("No evidence of a difference in f1")
 
 
 def test_a_metric_that_one_start_has_not_is_left_out() -> None:

@@ -193,7 +193,7 @@ def test_identical_predictions_do_not_differ_as_far_as_one_can_tell() -> None:
     found = compare_accuracy(right(50, 1, 2), right(50, 1, 2), "it")
     assert (found.difference, found.p_value) == (0, 1)
     assert -0.06 < found.low < -0.04 and found.high == -found.low
-    assert found.sentence.startswith("No clear difference from it: +0.0 points")
+    assert found.sentence.startswith("No evidence of a difference from it: +0.0 points")
 
 
 def test_predictions_that_always_differ_are_told_apart_and_named_rightly() -> None:
@@ -207,7 +207,7 @@ def test_predictions_that_always_differ_are_told_apart_and_named_rightly() -> No
 
 def test_a_slight_difference_is_not_claimed() -> None:
     found = compare_accuracy(right(100, 0, 1, 2), right(100, 3, 4, 5, 6), "it")
-    assert found.sentence.startswith("No clear difference from it: +1.0 points")
+    assert found.sentence.startswith("No evidence of a difference from it: +1.0 points")
     assert found.low < 0 < found.high
 
 
