@@ -28,7 +28,7 @@ def test_the_worst_predictions_come_first_by_their_value(tmp_path: Path) -> None
     )
     made = _predictions(path, 3, 0.95, {"value_is": "f1"})
     assert made is not None
-    assert (made.n, made.right, made.measure, made.confidence) == (4, 1, "f1", [])
+    assert (made.n, made.right, made.measure) == (4, 1, "f1")
     assert [(item.id, item.value) for item in made.worst] == [("d", 0.0), ("b", 0.0), ("c", 0.5)]
 
 
@@ -36,7 +36,7 @@ def test_predictions_without_scores_are_told(tmp_path: Path) -> None:
     columns = {"id": ["a", "b"], "text": ["x", "y"], "label": ["1", "2"], "prediction": ["1", "3"]}
     made = _predictions(written(tmp_path / "p.parquet", **columns), 5, 0.95, {})
     assert made is not None
-    assert (made.right, made.measure, made.confidence) == (1, None, [])
+    assert (made.right, made.measure) == (1, None)
     assert [(item.id, item.score) for item in made.worst] == [("b", None)]
 
 
