@@ -7,9 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, matthews_corrcoef
 from sklearn.metrics import confusion_matrix as reference_confusion
-from sklearn.metrics import matthews_corrcoef
 from sklearn.metrics import precision_recall_fscore_support as reference_scores
 
 from llmkit.evaluation.classification import confusion_matrix, measure
