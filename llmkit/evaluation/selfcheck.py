@@ -67,9 +67,13 @@ def section(evaluated: Evaluated) -> dict[str, Any] | None:
 
 
 def summary(found: dict[str, Any]) -> list[str]:
-    """A line for each metric, and one for the batch size."""
-    lines = [f"  selfcheck: {_named(row):24} as {row['by']} (difference {row['difference']:.1e})" for row in found["metrics"]]
-    lines += [f"  selfcheck: {name:24} has no reference" for name in found["without_reference"]]
+    """A line for each metric, one for its classes, and one for the batch size."""
+    largest: dict[tuple[str, str], float] = {}
+    for row in found["metrics"]:
+        key = row["metric"] if row["label"] is None else f"{row['metric']} of parts", row["by"]
+        largest[key] = max(largest.get(key, 0.0), row["difference"])
+    lines = [f"  selfcheck: {name:22} as {by} (largest difference {value:.1e})" for (name, by), value in largest.items()]
+    lines += [f"  selfcheck: {name:22} has no reference" for name in found["without_reference"]]
     alone = found["batch_size"]
     return [*lines, f"  selfcheck: {alone['changed']} of {alone['n']} predictions change when each example is computed alone"]
 

@@ -148,7 +148,7 @@ def share_chart(
     if not series and not marks:
         return Markup("")
     legend, top = _legend(series) if len(series) > 1 else ([], 0.0)
-    left, right, top = 46.0, WIDTH - 12.0, top + 26
+    left, right, top = 46.0, WIDTH - 12.0, top + 32
     base = top + (right - left) * 0.75
 
     def place(x: float, y: float) -> tuple[float, float]:
