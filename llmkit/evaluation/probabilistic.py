@@ -34,9 +34,6 @@ from llmkit.evaluation.measured import Predictions
 
 BINS = 15
 
-NAMES = ("roc_auc", "pr_auc", "log_loss", "brier", "ece")
-"""The metrics that need probabilities."""
-
 _DRAWS = 1000
 _LEAST = float(np.finfo(np.float64).eps)
 
@@ -51,7 +48,7 @@ def chances_of(labels: Sequence[str], predictions: Predictions) -> np.ndarray | 
 
 
 def measure(chances: np.ndarray, true: np.ndarray, predicted: np.ndarray, labels: list[str], seed: int) -> list[Metric]:
-    """All of them, for one class an example.
+    """ROC-AUC, PR-AUC, log-loss, Brier's score and calibration error, for one class an example.
 
     Args:
         chances: float64 of shape [n, K].

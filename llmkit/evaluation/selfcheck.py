@@ -16,6 +16,7 @@ import numpy as np
 
 from llmkit.errors import LLMKitError
 from llmkit.evaluation.probabilistic import BINS, chances_of
+from llmkit.evaluation.rouge import words
 from llmkit.evaluation.sections import Evaluated
 from llmkit.tasks.answer_scores import is_chinese, normalised_chinese_answer, segments
 from llmkit.tasks.labels import MULTI, REGRESSION
@@ -285,9 +286,51 @@ def _translations(evaluated: Evaluated) -> References:
     return {(name, None): (score(metric, texts, references), "sacrebleu") for name, metric in metrics.items()}
 
 
+def _generations(evaluated: Evaluated) -> References:
+    pairs = [
+        (words(str(row["prediction"])), words(example.completion))
+        for row, example in zip(evaluated.predictions, evaluated.test, strict=True)
+    ]
+    scores = {
+        "rouge_1": [_shared_grams(*pair, 1) for pair in pairs],
+        "rouge_2": [_shared_grams(*pair, 2) for pair in pairs],
+        "rouge_l": [_subsequence(*pair) for pair in pairs],
+    }
+    found: References = {(name, None): (math.fsum(values) / len(values), "Lin 2004") for name, values in scores.items()}
+    if all("loss" in row for row in evaluated.predictions):
+        loss, tokens, right = (
+            math.fsum(row[name] for row in evaluated.predictions) for name in ("loss", "tokens", "right_tokens")
+        )
+        found["perplexity", None] = math.exp(loss / tokens), "its definition"
+        found["token_accuracy", None] = right / tokens, "its definition"
+    return found
+
+
+def _shared_grams(ours: list[str], theirs: list[str], n: int) -> float:
+    """ROUGE-N: each n-gram of ours takes one of theirs away."""
+    grams, left = ([part[start : start + n] for start in range(len(part) - n + 1)] for part in (ours, theirs))
+    total, common = len(grams) + len(left), 0
+    for gram in grams:
+        if gram in left:
+            left.remove(gram)
+            common += 1
+    return 2 * common / total if total else 0.0
+
+
+def _subsequence(ours: list[str], theirs: list[str]) -> float:
+    """ROUGE-L, by the whole table of longest common subsequences."""
+    table = [[0] * (len(theirs) + 1) for _ in range(len(ours) + 1)]
+    for row, word in enumerate(ours, start=1):
+        for column, other in enumerate(theirs, start=1):
+            either = max(table[row - 1][column], table[row][column - 1])
+            table[row][column] = table[row - 1][column - 1] + 1 if word == other else either
+    total = len(ours) + len(theirs)
+    return 2 * table[-1][-1] / total if total else 0.0
+
+
 _REFERENCES: dict[str, Callable[[Evaluated], References]] = {
     "text-classification": _classification,
     "question-answering": _answers,
     "translation": _translations,
-    "text-generation": lambda _: {},
+    "text-generation": _generations,
 }

@@ -20,10 +20,11 @@ from llmkit.evaluation.measured import evaluation_of
 from llmkit.evaluation.sections import Evaluated
 from llmkit.evaluation.selfcheck import answer_score, difference
 from llmkit.pipeline.artefact import Artefact
-from llmkit.tasks import answer_scores, question_answering, text_classification, translation
+from llmkit.tasks import answer_scores, question_answering, text_classification, text_generation, translation
 from llmkit.tasks.labels import MULTI, REGRESSION
 from llmkit.tasks.question_answering import QuestionAnswering
 from llmkit.tasks.text_classification import TextClassification
+from llmkit.tasks.text_generation import TextGeneration
 from llmkit.tasks.translation import Translation
 
 SOME = st.integers(0, 10_000)
@@ -139,6 +140,19 @@ def test_translations_are_measured_as_sacrebleu_does(pairs: list[tuple[str, str]
         for number, (_, meant) in enumerate(pairs)
     ]
     checked(Translation("en", "de"), test, [{"prediction": said} for said, _ in pairs])
+
+
+@given(st.lists(st.tuples(WORDS, WORDS, st.floats(0.1, 90), st.integers(1, 20)), min_size=1, max_size=8))
+@settings(max_examples=25, deadline=None)
+def test_completions_are_measured_as_their_definitions_have_it(rows: list[tuple[str, str, float, int]]) -> None:
+    test = [
+        text_generation.Example(id=str(number), place="f:1", prompt="x", completion=meant)
+        for number, (_, meant, _, _) in enumerate(rows)
+    ]
+    said = [
+        {"prediction": text, "loss": loss, "tokens": tokens, "right_tokens": tokens // 2} for text, _, loss, tokens in rows
+    ]
+    checked(TextGeneration(False), test, said)
 
 
 # --------------------------------------------------------------------------------------------------------------------

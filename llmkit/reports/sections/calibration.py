@@ -86,14 +86,13 @@ def limits(found: dict[str, Any]) -> Iterator[str]:
 
 
 def markdown(found: dict[str, Any]) -> list[str]:
-    ece = found["before"]["ece"]
-    line = f"The expected calibration error is {words.score(ece['value'])}"
-    between = words.interval(ece["low"], ece["high"])
-    line += f" ({between})" if between else ""
+    line = f"The expected calibration error is {_error(found['before'])}"
     if found["after"]:
-        after = found["after"]["ece"]
-        line += (
-            f"; at temperature {found['temperature']['value']:.3f}, fitted on validation, it is {words.score(after['value'])}"
-            f" ({words.interval(after['low'], after['high'])})"
-        )
-    return [f"{line}.", *(f"- {sentence}" for sentence in when_to_answer(found))]
+        value = found["temperature"]["value"]
+        line += f"; at temperature {value:.3f}, fitted on validation, it is {_error(found['after'])}"
+    return [f"{line}.", "", *(f"- {sentence}" for sentence in when_to_answer(found))]
+
+
+def _error(part: dict[str, Any]) -> str:
+    between = words.interval(part["ece"]["low"], part["ece"]["high"])
+    return words.score(part["ece"]["value"]) + (f" ({between})" if between else "")
