@@ -40,7 +40,15 @@ def resolve(minor: int, directory: Path) -> dict[str, str]:
     subprocess.run([*pip, "install", "--upgrade", "pip"], check=True)
     # DeepSpeed comes as source only; its compiled parts are made when they are first used.
     binary = ["--only-binary", ":all:", "--no-binary", "deepspeed"]
-    wanted = ["--dry-run", "--ignore-installed", *binary, "--report", str(report), TORCH, f"{ROOT}[dev,deepspeed,peft,search]"]
+    wanted = [
+        "--dry-run",
+        "--ignore-installed",
+        *binary,
+        "--report",
+        str(report),
+        TORCH,
+        f"{ROOT}[dev,deepspeed,evaluate,peft,search]",
+    ]
     subprocess.run([*pip, "install", *wanted], check=True)
     packages = (item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"])
     return {_plain(package["name"]): package["version"].partition("+")[0] for package in packages}

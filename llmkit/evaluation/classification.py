@@ -11,6 +11,8 @@ it says [1, 1], and it knows nothing of a class with one example.
   Donner 2008, Statistics in Medicine 27). Recalls of different classes are uncorrelated, and so are precisions; the
   correlation of F1 is that of the delta method (as Takahashi et al. 2022, Applied Intelligence 52). A weighted average
   varies also with how many examples each class happens to have.
+- Matthews' correlation (MCC; of K classes Gorodkin 2004) has the interval of its Fisher transform, by the delta method (for
+  two classes Itaya et al. 2025, Statistics in Medicine 44).
 """
 
 from __future__ import annotations
@@ -74,10 +76,11 @@ def _f1_correlation(confusion: np.ndarray) -> np.ndarray:
     return covariance / np.outer(deviation, deviation)
 
 
-def _average(found: PerClass, weights: np.ndarray, correlation: np.ndarray, spread: float) -> tuple[float, float, float]:
+def mover(found: PerClass, weights: np.ndarray, correlation: np.ndarray, spread: float) -> tuple[float, float, float]:
     """A weighted mean over classes and its limits.
 
     Args:
+        correlation: of the classes' values, shape [K, K].
         spread: variance of the mean that comes from the weights.
     """
     mean = float(weights @ found.value)
@@ -87,8 +90,37 @@ def _average(found: PerClass, weights: np.ndarray, correlation: np.ndarray, spre
     return mean, max(0.0, low), min(1.0, mean + math.sqrt(up @ correlation @ up + extra))
 
 
+def matthews(confusion: np.ndarray) -> Metric:
+    """Matthews' correlation of true and predicted classes, from -1 to 1.
+
+    It is 0 where all predictions are one class, as in scikit-learn, and undefined where all examples are. For the interval
+    alone, half an example more for the hits and half for the misses stand for what the test set happens not to hold.
+    """
+    n, classes = int(confusion.sum()), len(confusion)
+    if confusion.sum(axis=1).max() == n:
+        return Metric("mcc", None, None, None, n, "none")
+    value, _ = _correlation_of(confusion / n)
+    cells = confusion + np.where(np.eye(classes, dtype=bool), 0.5 / classes, 0.5 / (classes * (classes - 1)))
+    centre, variance = _correlation_of(cells / cells.sum())
+    half = quantile(LEVEL) * math.sqrt(variance / cells.sum()) / (1 - centre**2)
+    low, high = math.tanh(math.atanh(centre) - half), math.tanh(math.atanh(centre) + half)
+    return Metric("mcc", value, min(low, value), max(high, value), n, "fisher")
+
+
+def _correlation_of(shares: np.ndarray) -> tuple[float, float]:
+    """Matthews' correlation of cells that sum to 1, and the variance that one example gives it."""
+    true, said = shares.sum(axis=1), shares.sum(axis=0)
+    true_spread, said_spread = 1 - true @ true, 1 - said @ said
+    if said_spread <= 1e-15:
+        return 0.0, 0.0
+    scale = math.sqrt(true_spread * said_spread)
+    value = min(1.0, max(-1.0, float(np.trace(shares) - true @ said) / scale))
+    slopes = (np.eye(len(shares)) - said[:, None] - true) / scale + value * (true[:, None] / true_spread + said / said_spread)
+    return value, float((shares * slopes**2).sum() - (shares * slopes).sum() ** 2)
+
+
 def measure(confusion: np.ndarray, labels: list[str]) -> list[Metric]:
-    """Accuracy, precision, recall and F1 (macro, micro, weighted and per class), each with its 95% interval.
+    """Accuracy, precision, recall and F1 (macro, micro, weighted and per class) and MCC, each with its 95% interval.
 
     Macro averages are over the classes that have examples.
     """
@@ -105,10 +137,10 @@ def measure(confusion: np.ndarray, labels: list[str]) -> list[Metric]:
     }
     present = support > 0
     for name, (values, correlation) in per_class.items():
-        macro = _average(values, present / present.sum(), correlation, 0.0)
+        macro = mover(values, present / present.sum(), correlation, 0.0)
         shares = support / n
         spread = float(shares @ (values.value - shares @ values.value) ** 2) / n
-        weighted = _average(values, shares, correlation, spread)
+        weighted = mover(values, shares, correlation, spread)
         found.append(Metric(name, *macro, n, "mover", average="macro"))
         found.append(Metric(name, *weighted, n, "mover", average="weighted"))
         found.append(Metric(name, *accuracy, average="micro"))  # one label an example: all of them are the accuracy
@@ -116,4 +148,4 @@ def measure(confusion: np.ndarray, labels: list[str]) -> list[Metric]:
             is_defined = present[index] or (name == "precision" and predicted[index])
             value, low, high = (float(x[index]) if is_defined else None for x in (values.value, values.low, values.high))
             found.append(Metric(name, value, low, high, int(values.n[index]), "wilson", label=label))
-    return found
+    return [*found, matthews(confusion)]

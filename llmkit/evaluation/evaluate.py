@@ -48,6 +48,10 @@ class EvaluateConfig(Columns, StageConfig):
     baselines: bool = option(True)
     """Measure the baselines too; they learn from the examples that a `finetune` result was trained on."""
 
+    selfcheck: bool = option(False)
+    """Compare every metric with its reference (scikit-learn, scipy, sacrebleu, the definition of SQuAD), and count predictions
+    that change with the batch size; a metric that differs ends the evaluation."""
+
     seed: int = option(0)
     """Seed of resampling and of the baselines."""
 

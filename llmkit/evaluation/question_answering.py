@@ -37,7 +37,7 @@ def measure(task: QuestionAnswering, test: list[Example], predictions: Predictio
     for label, chosen in parts:
         for index, name in ((1, "f1"), (0, "exact_match")):
             if chosen.any():
-                metrics.append(_mean(name, scores[chosen, index], seed, groups[chosen], label))
+                metrics.append(mean_score(name, scores[chosen, index], seed, groups[chosen], label))
     record = {
         "contexts": len(numbers),
         "without_answer": int((~has_answer).sum()),
@@ -54,7 +54,7 @@ def measure(task: QuestionAnswering, test: list[Example], predictions: Predictio
     return Measured(metrics, metrics[:2], scores[:, 1], "f1", record, columns, groups)
 
 
-def _mean(name: str, values: np.ndarray, seed: int, groups: np.ndarray, label: str | None) -> Metric:
+def mean_score(name: str, values: np.ndarray, seed: int, groups: np.ndarray, label: str | None) -> Metric:
     """With Wilson's interval over contexts where all values are 0 or all are 1: resampling would say that this is certain."""
     metric = mean_metric(name, values, seed, groups)
     if metric.value in (0.0, 1.0):

@@ -18,6 +18,7 @@ from llmkit.evaluation.intervals import LEVEL, Metric
 from llmkit.evaluation.measured import Measured, evaluation_of
 from llmkit.evaluation.sections import Evaluated, sections
 from llmkit.evaluation.seeds import TestSet, measure_seeds, seeds_of
+from llmkit.evaluation.selfcheck import summary as selfchecked
 from llmkit.pipeline.artefact import Artefact, enclosing
 from llmkit.tasks.base import Task, conflicting, digest, seen
 from llmkit.tasks.loading import load_task_model
@@ -219,4 +220,4 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
         lines.append(f"  warning: {counts} in validation; {rest}")
     if "baselines_left_out" in result:
         lines.append(f"  no baselines: {result['baselines_left_out']}")
-    return lines
+    return [*lines, *(selfchecked(result["selfcheck"]) if "selfcheck" in result else [])]

@@ -8,7 +8,7 @@ import numpy as np
 
 from llmkit.errors import DataError
 from llmkit.evaluation import baselines as simple
-from llmkit.evaluation import multi_label, regression
+from llmkit.evaluation import multi_label, probabilistic, regression
 from llmkit.evaluation.classification import confusion_matrix
 from llmkit.evaluation.classification import measure as measure_confusion
 from llmkit.evaluation.measured import Baseline, Measured, Predictions
@@ -25,7 +25,8 @@ def adapt(task: TextClassification, test: list[Example], split: Split) -> None:
 
 
 def measure(task: TextClassification, test: list[Example], predictions: Predictions, seed: int) -> Measured:
-    """What suits the kind of labels: from the confusion matrix, from sets of labels, or from numbers."""
+    """What suits the kind of labels: from the confusion matrix, from sets of labels, or from numbers; and from probabilities,
+    where predictions have them."""
     return {MULTI: _several, REGRESSION: _numbers}.get(task.kind, _one)(task, test, predictions, seed)
 
 
@@ -35,6 +36,9 @@ def _one(task: TextClassification, test: list[Example], predictions: Predictions
     predicted = np.array([numbers[row["prediction"]] for row in predictions])
     confusion = confusion_matrix(true, predicted, len(task.labels))
     metrics = measure_confusion(confusion, task.labels)
+    chances = probabilistic.chances_of(task.labels, predictions)
+    if chances is not None:
+        metrics += probabilistic.measure(chances, true, predicted, task.labels, seed)
     headline = [metric for metric in metrics if metric.label is None and metric.key in ("accuracy", "f1_macro")]
     record = {"labels": task.labels, "confusion": confusion.tolist()}
     return Measured(metrics, headline, (true == predicted).astype(float), "accuracy", record)
@@ -44,6 +48,9 @@ def _several(task: TextClassification, test: list[Example], predictions: Predict
     true = task.targets(test) > 0
     given = np.array([[label in row["prediction"] for label in task.labels] for row in predictions])
     metrics = multi_label.measure(true, given, task.labels, seed)
+    chances = probabilistic.chances_of(task.labels, predictions)
+    if chances is not None:
+        metrics += probabilistic.ranking(chances, true, task.labels)
     order = ("f1_samples", "f1_micro", "f1_macro", "exact_match")
     overall = {metric.key: metric for metric in metrics if metric.label is None}
     record = {"labels": task.labels, "thresholds": task.thresholds}

@@ -26,7 +26,7 @@ def measure(task: Translation, test: list[Example], predictions: Predictions, se
     signatures = {}
     for name, metric in (("bleu", bleu(language)), ("chrf", chrf()), ("ter", ter(language))):
         counts = statistics(metric, texts, references)
-        found.append(_corpus_metric(name, metric, counts, seed))
+        found.append(corpus_metric(name, metric, counts, seed))
         signatures[name] = str(metric.get_signature())
         if name == "chrf":
             of_texts = np.array([value(metric, row) for row in counts])
@@ -35,7 +35,9 @@ def measure(task: Translation, test: list[Example], predictions: Predictions, se
     )
 
 
-def _corpus_metric(name: str, metric: Any, counts: np.ndarray, seed: int) -> Metric:
+def corpus_metric(name: str, metric: Any, counts: np.ndarray, seed: int) -> Metric:
+    """A metric of sacrebleu with its bootstrap interval, from what it counts in texts, float64 of shape [texts, counts]."""
+
     def of_totals(totals: np.ndarray) -> np.ndarray:
         return np.array([value(metric, row) for row in totals])
 

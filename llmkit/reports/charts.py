@@ -116,6 +116,73 @@ def line_chart(series: Sequence[Series], *, key: str, title: str, x_label: str =
     return _svg(key, WIDTH, bottom + 42, title, summary, parts)
 
 
+@dataclass
+class Mark:
+    """A point of a chart of shares, with its interval from below to above."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+def share_chart(
+    series: Sequence[Series],
+    *,
+    key: str,
+    title: str,
+    x_label: str,
+    y_label: str,
+    marks: Sequence[Mark] = (),
+    diagonal: bool = False,
+    bottom: float = 0.0,
+) -> Markup:
+    """Lines and marks in a square from 0 to 1.
+
+    Args:
+        diagonal: a line of equal shares, for comparison.
+        bottom: where the y axis begins.
+    """
+    series = [Series(item.name, _finite(item.points)) for item in series]
+    series = [item for item in series if item.points][:4]
+    if not series and not marks:
+        return Markup("")
+    legend, top = _legend(series) if len(series) > 1 else ([], 0.0)
+    left, right, top = 46.0, WIDTH - 12.0, top + 32
+    base = top + (right - left) * 0.75
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + x * (right - left), base - (y - bottom) / (1 - bottom) * (base - top)
+
+    parts = [*legend, f'<text x="{left:.1f}" y="{top - 10:.1f}">{escape(y_label)}</text>']
+    for tick in _ticks(bottom, 1):
+        _, y = place(0, tick)
+        parts.append(f'<path class="{"axis" if tick == bottom else "grid"}" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
+        parts.append(f'<text x="{left - 7:.1f}" y="{y + 4:.1f}" text-anchor="end">{_tick(tick)}</text>')
+    for tick in _ticks(0, 1):
+        x, y = place(tick, bottom)
+        parts.append(f'<path class="axis" d="M{x:.1f} {y:.1f}v4"/>')
+        parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{_tick(tick)}</text>')
+    parts.append(f'<text x="{right:.1f}" y="{base + 36:.1f}" text-anchor="end">{escape(x_label)}</text>')
+    if diagonal:
+        (x, y), (end, high) = place(bottom, bottom), place(1, 1)
+        parts.append(f'<path class="axis" stroke-dasharray="4 4" d="M{x:.1f} {y:.1f}L{end:.1f} {high:.1f}"/>')
+    for number, item in enumerate(series):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in item.points))
+        parts.append(f'<polyline class="line l{number}" points="{path}"/>')
+    for mark in marks:
+        x, y = place(mark.x, mark.y)
+        _, low = place(mark.x, max(bottom, mark.low))
+        _, high = place(mark.x, mark.high)
+        parts.append(
+            f'<path class="whisker" d="M{x:.1f} {low:.1f}V{high:.1f}M{x - 3:.1f} {low:.1f}h6M{x - 3:.1f} {high:.1f}h6"/>'
+        )
+        parts.append(_mark(0, x, y))
+    summary = [f"{item.name}: {len(item.points)} points" for item in series]
+    summary += [f"{score(mark.y)} ({score(mark.low)} to {score(mark.high)}) at {score(mark.x)}" for mark in marks]
+    return _svg(key, WIDTH, base + 42, title, "; ".join(summary), parts)
+
+
 def bar_chart(bars: Sequence[Bar], *, key: str, title: str) -> Markup:
     """Horizontal bars from zero, each with its interval as a whisker; its name, which may be long, stands above it."""
     if not bars:

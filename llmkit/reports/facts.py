@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import ArtefactError, DataError
-from llmkit.evaluation.intervals import wilson
 from llmkit.pipeline.artefact import Artefact
 from llmkit.reports import lineage, trained, verdict, words
 from llmkit.reports.lineage import Node
@@ -26,6 +24,7 @@ TEXT_LIMIT = 500
 """Characters of a wrongly predicted text that are shown."""
 
 _LOWER_IS_BETTER = {"loss", "log_loss", "mse", "mae", "perplexity", "bits_per_byte", "ter", "brier", "ece", "error"}
+_AFTER_SHARES = {"mcc", "roc_auc", "pr_auc", "log_loss", "brier", "ece"}
 
 
 @dataclass
@@ -108,24 +107,12 @@ class WrongPrediction:
 
 
 @dataclass
-class Confidence:
-    """How often predictions of about the same probability were right."""
-
-    span: str
-    n: int
-    right: int
-    low: float
-    high: float
-
-
-@dataclass
 class Predictions:
     """What single predictions show."""
 
     n: int
     right: int
     worst: list[WrongPrediction]
-    confidence: list[Confidence]
     measure: str | None = None
     """What tells how good a prediction is, where it is more than right or wrong."""
 
@@ -248,7 +235,7 @@ def gather(evaluation: str, title: str | None, worst_errors: int) -> Told:
         labels=labels,
         confusion=confusion,
         overlap=_overlap(record),
-        predictions=_predictions(artefact.directory / PREDICTIONS, worst_errors, interval, record),
+        predictions=_predictions(artefact.directory / PREDICTIONS, worst_errors, record),
         seeds=list(_over_seeds(record, overall)),
         curves=list(trained.curves_of(model)),
         model=model,
@@ -322,14 +309,18 @@ def matching(scores: Sequence[Score], wanted: Score) -> Score | None:
 
 
 def shown_scores(overall: Sequence[Score]) -> list[Score]:
-    """Accuracy, then what weighs every class the same, then the other averages.
+    """Accuracy, then what weighs every class the same, then the other averages, then what is no share of predictions.
 
     With one label for each example every micro average is the accuracy again, and is left out.
     """
     accuracy = next((score.value for score in overall if score.name == "accuracy"), None)
     kept = [score for score in overall if score.average != "micro" or score.value is None or score.value != accuracy]
     order = {None: 0, "macro": 1, "weighted": 2, "micro": 3}
-    return sorted(kept, key=lambda score: (score.name != "accuracy", order.get(score.average, 9), score.name != "f1"))
+
+    def place(score: Score) -> tuple[bool, bool, int, bool]:
+        return score.name != "accuracy", score.name in _AFTER_SHARES, order.get(score.average, 9), score.name != "f1"
+
+    return sorted(kept, key=place)
 
 
 def _headline(overall: Sequence[Score], keys: Any) -> list[Score]:
@@ -431,7 +422,7 @@ def confusions(told: Told, limit: int) -> list[tuple[str, str, int, int]]:
 # Predictions
 
 
-def _predictions(path: Path, worst_errors: int, interval: float, record: Mapping[str, Any]) -> Predictions | None:
+def _predictions(path: Path, worst_errors: int, record: Mapping[str, Any]) -> Predictions | None:
     """What the single predictions show; None where the evaluation kept none."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -447,7 +438,7 @@ def _predictions(path: Path, worst_errors: int, interval: float, record: Mapping
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
     if table.num_rows == 0:
-        return Predictions(0, 0, [], [])
+        return Predictions(0, 0, [])
     for name in ("id", "text", "label", "prediction"):
         table = table.set_column(table.column_names.index(name), name, pc.cast(table[name], pa.string()))
     if "value" not in table.column_names:
@@ -464,9 +455,8 @@ def _predictions(path: Path, worst_errors: int, interval: float, record: Mapping
     )
     worst = [_wrong(row) for row in wrong.take(order[:worst_errors]).to_pylist()]
     if is_error or record.get("value_is", "accuracy") != "accuracy":
-        return Predictions(table.num_rows, right, worst, [], str(record.get("value_is") or "value"))
-    confidence = list(_confidence(table["score"].to_pylist(), is_right.to_pylist(), interval))
-    return Predictions(table.num_rows, right, worst, confidence)
+        return Predictions(table.num_rows, right, worst, str(record.get("value_is") or "value"))
+    return Predictions(table.num_rows, right, worst)
 
 
 def _wrong(row: dict[str, Any]) -> WrongPrediction:
@@ -482,20 +472,6 @@ def _wrong(row: dict[str, Any]) -> WrongPrediction:
         finite(row.get(f"probability_{label}")),
         finite(row["value"]) or 0.0,
     )
-
-
-def _confidence(scores: list[float | None], right: list[bool], interval: float) -> Iterator[Confidence]:
-    edges = [0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    for low, high in pairwise(edges):
-        inside = [
-            hit
-            for score, hit in zip(scores, right, strict=True)
-            if score is not None and low <= score and (score < high or high == 1.0)
-        ]
-        if inside:
-            hits = sum(inside)
-            span = f"below {high:.1f}" if low == 0 else f"{low:.1f} to {high:.1f}"
-            yield Confidence(span, len(inside), hits, *wilson(hits, len(inside), interval))
 
 
 def _disagreements(told: Told) -> Iterator[str]:

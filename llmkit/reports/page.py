@@ -158,6 +158,11 @@ def _methods(told: Told) -> list[str]:
     known = {
         "wilson": "Wilson is the score interval of a share; F1 of a class has that of TP / (TP + FP + FN), transformed",
         "mover": "MOVER combines the intervals of the classes",
+        "fisher": "Fisher is the delta method on the transform of a correlation",
+        "score": "score is Newcombe's interval of an area under the ROC curve",
+        "logit": "logit is that of the logit, by the infinitesimal jackknife",
+        "skewness-corrected t": "skewness-corrected t is Student's interval of a mean, by Hall",
+        "test inversion": f"test inversion holds the errors under which the one found would be no surprise{seed}",
         "bootstrap": f"bootstrap draws the test examples again many times with replacement{seed}",
         "cluster bootstrap": "cluster bootstrap draws groups of examples, such as questions on one text, many times with "
         f"replacement{seed}",

@@ -31,6 +31,9 @@ _NAMES = {
     "f1_samples": "samples F1",
     "auc": "AUC",
     "roc_auc": "ROC AUC",
+    "pr_auc": "PR AUC (average precision)",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
 }
 
 

@@ -43,6 +43,10 @@ class PredictConfig(Columns, StageConfig):
     task: TaskName | None = option(None)
     """Task of the model; None: as its config says."""
 
+    calibration: str | None = option(None, role="artefact", made_by=("evaluate",))
+    """Result of `llmkit evaluate` of this very model: the temperature that it has fitted on validation examples makes the
+    probabilities as sure as they may be. Predictions stay as they are."""
+
     prefix: str | None = option(None)
     """Put before the names of the columns that are added, where the input has such names already."""
 

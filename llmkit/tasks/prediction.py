@@ -40,6 +40,7 @@ from llmkit.tasks.loading import load_task_model
 from llmkit.tasks.predict import STDIN, PredictConfig
 from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import Row, iterate_table
+from llmkit.tasks.temperature import calibrated, temperature_of
 from llmkit.tasks.writers import ColumnTypes, as_json, in_blocks, plain, record_batches, write_parquet, write_text_table
 
 ERROR = "error"
@@ -90,7 +91,8 @@ def _predict(config: PredictConfig, output: Path, partial: Path, say: Callable[[
         torch.set_num_threads(config.cpu_threads)
     columns = columns_of(config)
     source = Source.of(config, partial / _LINES)
-    job = _job(config, columns, source)
+    temperature = temperature_of(config.calibration, config.model_name_or_path) if config.calibration else None
+    job = _job(config, columns, source, temperature)
     record = output.with_name(f"{output.name}.{MANIFEST}")
     begun = Predicted(partial)
     if not config.force and output.exists():
@@ -118,6 +120,8 @@ def _predict(config: PredictConfig, output: Path, partial: Path, say: Callable[[
             if not done:
                 refuse_columns(examples)
             predicted = predictions(task, model, tokenizer, examples, config.batch_size)
+            if temperature is not None:
+                predicted = [row if isinstance(row, str) else calibrated(row, temperature) for row in predicted]
             new = dict.fromkeys(name for row in predicted if isinstance(row, dict) for name in row)
             survey.refuse_twice([prefix + name for name in new])
             begun.append(predicted)
@@ -496,9 +500,15 @@ def _added(begun: Predicted, prefix: str) -> Iterator[dict[str, Any]]:
 # The job
 
 
-def _job(config: PredictConfig, columns: Columns, source: Source) -> dict[str, Any]:
+def _job(config: PredictConfig, columns: Columns, source: Source, temperature: float | None) -> dict[str, Any]:
     """All that decides the bytes of the result, as JSON has it."""
-    settings = {"task": config.task, "prefix": config.prefix, "batch_size": config.batch_size, "chunk_size": config.chunk_size}
+    settings: dict[str, Any] = {
+        "task": config.task,
+        "prefix": config.prefix,
+        "batch_size": config.batch_size,
+        "chunk_size": config.chunk_size,
+    }
+    settings |= {} if temperature is None else {"temperature": temperature}
     return {
         "llmkit": __version__,
         "model": _model_files(config.model_name_or_path),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, matthews_corrcoef
 from sklearn.metrics import confusion_matrix as reference_confusion
 from sklearn.metrics import precision_recall_fscore_support as reference_scores
 
@@ -38,7 +38,7 @@ def test_every_metric_is_the_one_of_scikit_learn(data: tuple[np.ndarray, np.ndar
     assert confusion.tolist() == reference_confusion(true, predicted, labels=range(classes)).tolist()
     metrics = measure(confusion, names)
     found = by_key(metrics)
-    assert len(found) == len(metrics) == 1 + 3 * (3 + classes)
+    assert len(found) == len(metrics) == 2 + 3 * (3 + classes)
     assert found["accuracy", ""].value == pytest.approx(accuracy_score(true, predicted))
     present = np.unique(true)
     for average in ("macro", "micro", "weighted"):
@@ -58,8 +58,15 @@ def test_every_metric_is_the_one_of_scikit_learn(data: tuple[np.ndarray, np.ndar
                 assert metric.value == pytest.approx(values[index])
             else:
                 assert (metric.value, metric.low, metric.high) == (None, None, None)
+    if len(present) > 1:
+        assert found["mcc", ""].value == pytest.approx(matthews_corrcoef(true, predicted), abs=1e-12)
+    else:
+        assert found["mcc", ""].value is found["mcc", ""].low is found["mcc", ""].high is None
     for metric in metrics:
-        if metric.value is not None:
+        if metric.name == "mcc" and metric.value is not None:
+            assert -1 <= metric.low <= metric.value <= metric.high <= 1  # type: ignore[operator]
+            assert metric.low < metric.high  # type: ignore[operator]
+        elif metric.value is not None:
             assert metric.low is not None and metric.high is not None
             assert 0 <= metric.low <= metric.value + 1e-12 and metric.value - 1e-12 <= metric.high <= 1
             assert metric.low < metric.high, "no test set is large enough to be certain"
@@ -111,6 +118,9 @@ def population_scores(cells: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
             (name, "macro"): values.mean(axis=-1),
             (name, "weighted"): (values * support).sum(axis=-1),
         }
+    above = hits.sum(axis=-1) - (support * predicted).sum(axis=-1)
+    below = np.sqrt((1 - (support**2).sum(axis=-1)) * (1 - (predicted**2).sum(axis=-1)))
+    found["mcc", ""] = above / below
     return found
 
 
@@ -146,7 +156,8 @@ def test_95_percent_intervals_hold_the_truth_about_95_times_in_100(cells: np.nda
             if metric.value is None or metric.name == "accuracy" or metric.average == "micro":
                 continue
             if metric.label is None:
-                key, true = (metric.name, str(metric.average)), truth[metric.name, str(metric.average)]
+                key = (metric.name, metric.average or "")
+                true = truth[key]
             else:
                 key, true = (metric.name, "class"), truth[metric.name, "class"][int(metric.label)]
             held.setdefault(key, []).append(bool(metric.low <= true <= metric.high))
@@ -156,6 +167,7 @@ def test_95_percent_intervals_hold_the_truth_about_95_times_in_100(cells: np.nda
 
 def test_a_perfect_score_is_not_certain() -> None:
     found = by_key(measure(np.diag([30, 20]), ["a", "b"]))
+    assert found["mcc", ""].value == found["mcc", ""].high == 1 and 0.7 < found.pop(("mcc", "")).low < 0.9  # type: ignore
     for metric in found.values():
         assert metric.value == metric.high == 1
         assert metric.low == wilson(metric.n, metric.n)[0] or 0.9 < metric.low < 0.96  # type: ignore[operator]
@@ -233,5 +245,5 @@ def test_many_classes_are_measured_in_little_memory() -> None:
     metrics = measure(confusion_matrix(true, predicted, 150), [str(number) for number in range(150)])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(metrics) == 1 + 3 * 153
+    assert len(metrics) == 2 + 3 * 153
     assert peak < 500e6

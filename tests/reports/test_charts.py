@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from llmkit.reports import charts, words
-from llmkit.reports.charts import Bar, Series
+from llmkit.reports.charts import Bar, Mark, Series
 
 
 def parse(svg: str) -> ET.Element:
@@ -69,6 +69,21 @@ def test_bars_with_whiskers_without_and_below_zero() -> None:
     assert "\u22120.300" in texts(root)
     assert charts.bar_chart([], key="x", title="t") == ""
     parse(charts.bar_chart([Bar("bleu", 23.4, 20.1, 27.0)], key="x", title="t"))
+
+
+def test_shares_lie_in_the_square_with_their_whiskers_and_the_diagonal() -> None:
+    labels = {"x_label": "a & <b>", "y_label": "right"}
+    curve = Series("c", [(0.0, 0.6), (0.5, math.nan), (1.0, 0.95)])
+    marks = [Mark(0.2, 0.6, 0.4, 0.7), Mark(1.0, 1.0, 0.9, 1.0)]
+    root = parse(charts.share_chart([curve], key="x", title="t", marks=marks, diagonal=True, bottom=0.5, **labels))
+    assert len([element for element in root.iter("path") if element.get("class") == "whisker"]) == 2
+    assert {"a & <b>", "right", "0.5", "1"} <= set(texts(root))
+    (line,) = root.iter("polyline")
+    ends = [tuple(map(float, point.split(","))) for point in (line.get("points") or "").split()]
+    assert len(ends) == 2 and ends[0][0] < ends[1][0] and ends[0][1] > ends[1][1], "to the right and upwards"
+    assert charts.share_chart([], key="x", title="t", **labels) == ""
+    many = [Series(f"class {number}", [(0, 0), (1, 1)]) for number in range(6)]
+    assert len(list(parse(charts.share_chart(many, key="x", title="t", **labels)).iter("polyline"))) == 4
 
 
 def test_a_matrix_shows_counts_and_shares_of_rows() -> None:
