@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,3 +86,16 @@ def compare_means(
         kind = "Better" if (difference > 0) != lower_is_better else "Worse"
         sentence = f"{kind} than {baseline} in {metric} by {abs(difference):.3f} {between}."
     return Comparison(baseline, metric, difference, low, high, p_value, sentence)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in their order (Holm 1979, Scandinavian Journal of Statistics 6).
+
+    Whatever the tests have to do with each other, the chance of claiming a difference anywhere where there is none stays below
+    the level that the corrected values are held against.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmkit.pipeline.artefact import Artefact
     from llmkit.training.examples import Examples
 
-SECTIONS: tuple[str, ...] = ()
+SECTIONS: tuple[str, ...] = ("leakage", "slices", "swaps", "lexicon")
 """In the order in which they are computed."""
 
 

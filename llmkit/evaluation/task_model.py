@@ -22,7 +22,7 @@ from llmkit.tasks.base import Task, conflicting, digest, seen
 from llmkit.tasks.loading import load_task_model
 from llmkit.tasks.registry import SECTION, task_class
 from llmkit.tasks.settings import Columns
-from llmkit.tasks.tables import Split, read_dataset, read_table, source_name
+from llmkit.tasks.tables import Split, pick_column, read_dataset, read_table, source_name
 from llmkit.training.examples import Examples, load_examples
 from llmkit.training.finetune import FinetuneConfig
 from llmkit.training.seeds import in_words
@@ -40,6 +40,8 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
     evaluation = evaluation_of(task)
     data = test_split(config)
+    for name in config.slice_by:  # a wrong one is refused before anything is predicted
+        pick_column(data.rows, name, (), "slice_by")
     try:
         test = task.read(data.rows, columns_of(config, finetuned))
     except ColumnError as failure:
