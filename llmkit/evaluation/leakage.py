@@ -34,7 +34,7 @@ CONTEXT = "context"
 """The part of an example that may be shared."""
 
 _DECODED_AT_ONCE = 1000  # documents
-_SPLITS = {"train": "pretraining", "validation": "validation documents of pretraining"}
+_SPLITS = {"train": "pretraining", "validation": "pretraining validation"}
 
 
 @dataclass
@@ -73,19 +73,20 @@ def section(evaluated: Evaluated) -> dict[str, Any] | None:
             continue
         matches = {match.text: match for match in overlap.search(source.documents())}
         counts: dict[str, int] = {}
-        here = np.zeros(len(parts), dtype=bool)
+        here = np.zeros(len(parts))
         for index, found in enumerate(parts):
             for part, text in found.items():
                 match = matches.get(number[text])
                 counts[part] = counts.get(part, 0) + (match is not None)
                 if match is None or part == CONTEXT:
                     continue
-                here[index] = True
+                here[index] = max(here[index], match.share)
                 row = {"id": evaluated.test[index].id, "source": source.name, "part": part, "share": match.share}
                 listed.append({**row, "found_in": match.found_in, "n_gram": match.gram})
-        contaminated |= here
-        low, high = wilson(int(here.sum()), len(parts))
-        share = {"examples": int(here.sum()), "share": float(here.mean()), "low": low, "high": high}
+        contaminated |= here > 0
+        count = int((here > 0).sum())
+        low, high = wilson(count, len(parts))
+        share = {"examples": count, "share": count / len(parts), "low": low, "high": high, "mostly": int((here >= 0.5).sum())}
         sources.append({"name": source.name, "detail": source.detail, **share, "parts": counts})
     searched = [any(overlap.searched[number[text]] for part, text in item.items() if part != CONTEXT) for item in parts]
     result: dict[str, Any] = {
@@ -166,7 +167,10 @@ def _sources(evaluated: Evaluated) -> Iterator[Source | Unknown]:
         if evaluated.finetuned is not None:
             yield Unknown("fine-tuning", "the examples that it was trained on cannot be had")
         return
-    for name, examples in (("fine-tuning", evaluated.trained_on.train), ("validation", evaluated.trained_on.validation)):
+    for name, examples in (
+        ("fine-tuning", evaluated.trained_on.train),
+        ("fine-tuning validation", evaluated.trained_on.validation),
+    ):
         yield Source(name, f"{len(examples):,} examples", partial(_texts, evaluated.task.name, examples))
 
 
@@ -213,7 +217,7 @@ def _documents(tokens: Artefact, model: Artefact) -> Iterator[Source | Unknown]:
         if corpus is not None:
             count = corpora.count(corpus.directory, split)
             if count:
-                detail = f"{count:,} documents of {_name(corpus.manifest)}"
+                detail = f"{_counted(count)} of {_name(corpus.manifest)}"
                 yield Source(name, detail, partial(_read, corpus, split))
             continue
         try:
@@ -222,12 +226,16 @@ def _documents(tokens: Artefact, model: Artefact) -> Iterator[Source | Unknown]:
             if split == "train":
                 yield Unknown(name, f"the documents are no longer there, and the token shards cannot be read: {failure}")
             continue
-        detail = f"{stream.documents:,} documents, decoded from {_name(tokens.manifest)}"
+        detail = f"{_counted(stream.documents)}, decoded from {_name(tokens.manifest)}"
         yield Source(name, detail, partial(_decoded, stream, model.directory))
 
 
 def _name(record: Manifest | InputRecord) -> str:
     return f"{record.stage} {record.fingerprint[:12]}"
+
+
+def _counted(documents: int) -> str:
+    return f"{documents:,} document{'s' if documents != 1 else ''}"
 
 
 def _read(corpus: Artefact, split: str) -> Iterator[tuple[str, str]]:

@@ -5,8 +5,9 @@ answer), and by columns of the test set. A part needs 20 examples, and so does t
 
 Of a share the difference has the interval of Newcombe (1998, Statistics in Medicine 17, method 10) and the p-value of Fisher's
 exact test. Other means have Student's t with the variance of each side, summed over groups where examples are not independent
-(Liang and Zeger 1986, Biometrika 73), and as many degrees of freedom as the side with fewer groups allows. Tests of all parts
-are corrected together by Holm's method.
+(Liang and Zeger 1986, Biometrika 73), and as many degrees of freedom as the side with fewer groups allows; a side whose values
+are all the worst or all the best has the width of Wilson's interval, since that it never varied proves nothing. Tests of all
+parts are corrected together by Holm's method.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from llmkit.corpus.words import HAN
 from llmkit.evaluation.comparison import holm
-from llmkit.evaluation.intervals import LEVEL, wilson
+from llmkit.evaluation.intervals import LEVEL, quantile, wilson
 from llmkit.evaluation.measured import Measured
 from llmkit.tasks.labels import MULTI, REGRESSION, classes_of
 from llmkit.tasks.text_classification import TextClassification
@@ -61,7 +62,8 @@ class Way:
 
     by: str
     parts: dict[str, np.ndarray]
-    """Whether each example belongs to a part, bool of shape [examples], by what the part is called."""
+    """Whether each example belongs to a part, bool of shape [examples], by what the part is called. Each part is compared with
+    the others together."""
 
 
 def section(evaluated: Evaluated) -> dict[str, Any] | None:
@@ -69,14 +71,15 @@ def section(evaluated: Evaluated) -> dict[str, Any] | None:
     found, left_out = [], []
     seen: set[bytes] = set()
     for way in _ways(evaluated):
-        large = {name: chosen for name, chosen in way.parts.items() if LEAST <= chosen.sum() <= len(chosen) - LEAST}
+        among = np.any(list(way.parts.values()), axis=0) if way.parts else np.zeros(0, dtype=bool)
+        large = {name: chosen for name, chosen in way.parts.items() if LEAST <= chosen.sum() <= among.sum() - LEAST}
         if not large:
             left_out.append(way.by)
         for name, chosen in large.items():
             if chosen.tobytes() in seen:  # the same examples by another name: Chinese by language and by script
                 continue
             seen.add(chosen.tobytes())
-            found.append(_part(evaluated, way.by, name, chosen))
+            found.append(_part(evaluated, way.by, name, chosen, among & ~chosen))
     if not found:
         return None
     for part, p_value in zip(found, holm([part["p_value"] for part in found]), strict=True):
@@ -93,22 +96,23 @@ def section(evaluated: Evaluated) -> dict[str, Any] | None:
     }
 
 
-def _part(evaluated: Evaluated, by: str, name: str, chosen: np.ndarray) -> dict[str, Any]:
+def _part(evaluated: Evaluated, by: str, name: str, chosen: np.ndarray, rest: np.ndarray) -> dict[str, Any]:
     mean = evaluated.measured.mean(chosen, evaluated.config.seed)
-    difference, low, high, p_value = against_rest(evaluated.measured, chosen)
-    part = {"by": by, "part": name, "n": int(chosen.sum()), "value": mean.value, "low": mean.low, "high": mean.high}
+    low, high = _end_of_scale(evaluated.measured, chosen) or (mean.low, mean.high)
+    part: dict[str, Any] = {"by": by, "part": name, "n": int(chosen.sum()), "value": mean.value, "low": low, "high": high}
+    difference, low, high, p_value = against_rest(evaluated.measured, chosen, rest)
     return part | {"difference": difference, "difference_low": low, "difference_high": high, "p_value": p_value}
 
 
-def against_rest(measured: Measured, chosen: np.ndarray) -> tuple[float, float, float, float]:
-    """The mean of some examples minus that of the others: difference, interval, and p-value.
+def against_rest(measured: Measured, chosen: np.ndarray, rest: np.ndarray) -> tuple[float, float, float, float]:
+    """The mean of some examples minus that of others: difference, interval, and p-value.
 
     Args:
-        chosen: bool of shape [examples], with some of both.
+        chosen, rest: bool of shape [examples], with some examples in each and none in both.
     """
     from scipy import stats
 
-    inside, outside = measured.values[chosen], measured.values[~chosen]
+    inside, outside = measured.values[chosen], measured.values[rest]
     difference = float(inside.mean() - outside.mean())
     if measured.is_share:
         counts = [(int(side.sum()), len(side)) for side in (inside, outside)]
@@ -117,18 +121,32 @@ def against_rest(measured: Measured, chosen: np.ndarray) -> tuple[float, float, 
         down, up = math.hypot(share - low, rest_high - rest), math.hypot(high - share, rest - rest_low)
         table = [[hits, n - hits] for hits, n in counts]
         return difference, difference - down, difference + up, float(stats.fisher_exact(table).pvalue)
+    variance, fewest = 0.0, len(chosen)
     groups = np.arange(len(chosen)) if measured.groups is None else measured.groups
-    weights = np.where(
-        chosen, (measured.values - inside.mean()) / len(inside), (outside.mean() - measured.values) / len(outside)
-    )
-    sides = [len(np.unique(groups[side])) for side in (chosen, ~chosen)]
-    fewest = max(2, min(sides))
-    variance = float((np.bincount(groups, weights=weights) ** 2).sum()) * fewest / (fewest - 1)
+    shared = np.zeros(int(groups.max()) + 1)
+    for side, values, sign in ((chosen, inside, 1), (rest, outside, -1)):
+        shared += sign * np.bincount(groups[side], values - values.mean(), len(shared)) / len(values)
+        fewest = min(fewest, len(np.unique(groups[side])))
+        if (limits := _end_of_scale(measured, side)) is not None:
+            variance += ((limits[1] - limits[0]) / 2 / quantile(LEVEL)) ** 2
+    fewest = max(2, fewest)
+    variance += float((shared**2).sum()) * fewest / (fewest - 1)
+    if variance == 0:
+        return difference, difference, difference, float(difference == 0)
     error, freedom = math.sqrt(variance), fewest - 1
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
-    if error == 0:
-        return difference, difference, difference, 1.0 if difference == 0 else 0.0
     return difference, difference - half, difference + half, float(2 * stats.t.sf(abs(difference) / error, freedom))
+
+
+def _end_of_scale(measured: Measured, chosen: np.ndarray) -> tuple[float, float] | None:
+    """The interval of the mean of examples whose values are all 0 or all perfect, of which resampling would say that it is
+    certain; None of any others, of shares, and of errors, which have no upper end."""
+    values = measured.values[chosen]
+    if measured.is_share or measured.lower_is_better or not (np.ptp(values) == 0 and values[0] in (0.0, measured.perfect)):
+        return None
+    n = len(values) if measured.groups is None else len(np.unique(measured.groups[chosen]))
+    low, high = wilson(n if values[0] else 0, n)
+    return low * measured.perfect, high * measured.perfect
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -161,11 +179,13 @@ def _ways_of_task(evaluated: Evaluated) -> Iterator[Way]:
         yield Way(name, {label: np.array([label in labels for labels in given]) for label in task.labels[:MOST_VALUES]})
     elif task.name == "question-answering":
         yield Way("question word", _named([question_word(example.question) for example in test]))
-        yield Way("position of the answer", _named([answer_position(example) for example in test]))
+        there = np.array([bool(example.answers) for example in test])
+        yield Way("answer", {"with an answer": there, "no answer": ~there})
+        places = _named([answer_position(example) for example in test])
+        yield Way("position of the answer", {name: chosen for name, chosen in places.items() if name})
         yield quarters("length of the context, in characters", [len(example.context) for example in test])
         lengths = [len(example.answers[0][0]) for example in test if example.answers]
         if lengths:
-            there = np.array([bool(example.answers) for example in test])
             yield quarters("length of the answer, in characters", lengths, there)
 
 
@@ -228,8 +248,8 @@ def question_word(question: str) -> str:
 
 
 def answer_position(example: Any) -> str:
-    """The quarter of the context in which the first answer begins."""
+    """The quarter of the context in which the first answer begins; empty where there is none."""
     if not example.answers:
-        return "no answer"
+        return ""
     quarter = min(3, 4 * example.answers[0][1] // max(1, len(example.context)))
     return f"{('first', 'second', 'third', 'last')[quarter]} quarter of the context"

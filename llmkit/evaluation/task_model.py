@@ -210,6 +210,10 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
         rest = f"{without['name']} on the others {without['value']:.3f}" if without["n"] else "there are no others"
         counts = f"{overlap['train']['examples']} test texts are also in training, {overlap['validation']['examples']}"
         lines.append(f"  warning: {counts} in validation; {rest}")
+    leaked = result.get("leakage", {}).get("contaminated", {}).get("examples", 0)
+    if leaked:
+        found = [f"{source['name']} {source['examples']}" for source in result["leakage"]["sources"] if source.get("examples")]
+        lines.append(f"  warning: {leaked} test examples share a run of words with what was trained on: {', '.join(found)}")
     if "baselines_left_out" in result:
         lines.append(f"  no baselines: {result['baselines_left_out']}")
     return lines

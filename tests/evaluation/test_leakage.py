@@ -62,8 +62,9 @@ def test_planted_reviews_are_found_and_named_and_nothing_else_is(run: Any, leake
     assert {source["name"]: source["examples"] for source in found["sources"]} == {
         "pretraining": 10,
         "fine-tuning": 0,
-        "validation": 0,
+        "fine-tuning validation": 0,
     }
+    assert found["sources"][0]["mostly"] == 10
     planted = {row["id"] for row in PLANTED}
     assert {row["id"] for row in found["examples"]} == planted
     assert {row["id"] for row in rows if row["contaminated"]} == planted
@@ -101,7 +102,7 @@ def test_a_clean_model_has_met_nothing(run: Any, classifier: Artefact, tmp_path:
     settings = {"model_name_or_path": classifier.directory, "test_file": test, "baselines": False}
     metrics, rows = found_by(run("evaluate", tmp_path / "e", **settings))
     names = [source["name"] for source in metrics["leakage"]["sources"]]
-    assert names == ["pretraining", "validation documents of pretraining", "fine-tuning", "validation"]
+    assert names == ["pretraining", "pretraining validation", "fine-tuning", "fine-tuning validation"]
     assert metrics["leakage"]["complete"] and metrics["leakage"]["contaminated"]["examples"] == 0
     assert not any(row["contaminated"] for row in rows)
     metrics, rows = found_by(run("evaluate", tmp_path / "off", leakage=False, **settings))

@@ -31,10 +31,14 @@ def measured(values: Any, groups: Any = None) -> Measured:
     return Measured([], [], np.asarray(values, dtype=np.float64), "f1", groups=None if groups is None else np.asarray(groups))
 
 
+def sides(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return chosen, ~chosen
+
+
 def test_a_difference_of_shares_has_newcombes_interval_and_fishers_p_value() -> None:
     """The example of Newcombe (1998), table II, (a): 56 of 70 against 48 of 80."""
     values = [1] * 56 + [0] * 14 + [1] * 48 + [0] * 32
-    found = against_rest(measured(values), np.arange(150) < 70)
+    found = against_rest(measured(values), *sides(np.arange(150) < 70))
     assert found[:3] == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
     assert found[3] == pytest.approx(stats.fisher_exact([[56, 14], [48, 32]]).pvalue)
 
@@ -42,7 +46,7 @@ def test_a_difference_of_shares_has_newcombes_interval_and_fishers_p_value() -> 
 def test_a_difference_of_means_is_about_that_of_welchs_test_and_more_careful() -> None:
     generator = np.random.default_rng(0)
     inside, outside = generator.normal(0.4, 0.2, 50), generator.normal(0.5, 0.3, 200)
-    difference, low, high, p_value = against_rest(measured([*inside, *outside]), np.arange(250) < 50)
+    difference, low, high, p_value = against_rest(measured([*inside, *outside]), *sides(np.arange(250) < 50))
     welch = stats.ttest_ind(inside, outside, equal_var=False)
     limits = welch.confidence_interval()
     assert difference == pytest.approx(inside.mean() - outside.mean())
@@ -59,12 +63,12 @@ def test_questions_about_one_context_count_as_one() -> None:
         groups = np.repeat(np.arange(30), 10)
         values = np.clip(generator.normal(0.5, 0.2, 30)[groups] + generator.normal(0, 0.05, 300), 0, 1)
         chosen = groups < 12
-        _, low, high, p_value = against_rest(measured(values, groups), chosen)
+        _, low, high, p_value = against_rest(measured(values, groups), *sides(chosen))
         covered += low <= 0 <= high
         found += p_value < 0.05
     assert 0.92 <= covered / 400 <= 0.99
     assert covered == 400 - found, "test and interval say the same"
-    _, low, high, _ = against_rest(measured(values), chosen)
+    _, low, high, _ = against_rest(measured(values), *sides(chosen))
     assert (low > 0 or high < 0) or high - low < 0.2, "as if they were independent, it would be far too narrow"
 
 
@@ -193,11 +197,13 @@ def test_questions_are_sliced_by_their_word_and_by_where_the_answer_stands() -> 
     made = slices.section(Evaluated(config, task, None, None, split, test, predictions, found, None, None))
     assert made is not None
     assert made["parts"][0]["part"] == "no answer" and made["parts"][0]["value"] == 0
+    assert 0 == made["parts"][0]["low"] < made["parts"][0]["high"], "that none was right proves nothing of the next"
+    assert not any(part["difference"] for part in made["parts"] if part["by"] == "position of the answer"), "among answers"
     assert {"question word", "position of the answer", "length of the context, in characters"} <= {
         part["by"] for part in made["parts"]
     }
     places = [answer_position(example) for example in test]
-    assert len(set(places)) == 5, "four quarters and no answer"
+    assert len(set(places)) == 5, "four quarters and none"
 
 
 def test_any_column_can_be_named(run: Any, classifier: Artefact, toy: Any, tmp_path: Path) -> None:

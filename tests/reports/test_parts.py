@@ -34,7 +34,7 @@ def leakage() -> dict[str, Any]:
         "found_in": f"corpus.jsonl:7 {HOSTILE}",
         "n_gram": HOSTILE,
     }
-    read = {"detail": "812 documents of preprocess 0123", "low": 0.03, "high": 0.25, "parts": {"text": 3}}
+    read = {"detail": "812 documents of preprocess 0123", "low": 0.03, "high": 0.25, "mostly": 2, "parts": {"text": 3}}
     return {
         "n_gram": 13,
         "least_words": 8,
