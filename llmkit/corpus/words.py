@@ -31,8 +31,8 @@ def normalised(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, as they stand there."""
-    return WORD.findall(text)
+    """The words of a text, as they stand there; of a text of signs alone, an emoji say, the signs."""
+    return WORD.findall(text) or text.split()
 
 
 class Words:

@@ -117,8 +117,8 @@ def against_rest(measured: Measured, chosen: np.ndarray, rest: np.ndarray) -> tu
     if measured.is_share:
         counts = [(int(side.sum()), len(side)) for side in (inside, outside)]
         (low, high), (rest_low, rest_high) = (wilson(*count) for count in counts)
-        share, rest = float(inside.mean()), float(outside.mean())
-        down, up = math.hypot(share - low, rest_high - rest), math.hypot(high - share, rest - rest_low)
+        share, other = float(inside.mean()), float(outside.mean())
+        down, up = math.hypot(share - low, rest_high - other), math.hypot(high - share, other - rest_low)
         table = [[hits, n - hits] for hits, n in counts]
         return difference, difference - down, difference + up, float(stats.fisher_exact(table).pvalue)
     variance, fewest = 0.0, len(chosen)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MOST = 500
 """Swapped examples that are predicted; of more they are drawn by the seed."""
 _SHOWN = 5  # flips of each list
+_FEWEST = 5  # texts, independent of each other, whose mean has an interval
 _SHOWN_CHARACTERS = 300
 
 # Where a word of Latin letters ends; a Han character beside it does not go on with it.
@@ -162,14 +163,16 @@ def _found(evaluated: Evaluated, pairs: list[tuple[Swapped, dict[str, Any]]]) ->
     found: dict[str, Any] = {"tried": n}
     if not n:
         return found
+    groups = evaluated.measured.groups
+    chosen = np.arange(n) if groups is None else groups[[item.index for item, _ in pairs]]
+    independent = len(np.unique(chosen))
     if getattr(evaluated.task, "kind", None) != REGRESSION:
-        low, high = wilson(len(flips), n)
+        low, high = wilson(round(len(flips) / n * independent), independent)
         found["flips"] = {"examples": len(flips), "share": len(flips) / n, "low": low, "high": high}
         found["examples"] = [_shown(*flip) for flip in flips[:_SHOWN]]
-    groups = evaluated.measured.groups
-    chosen = None if groups is None else groups[[item.index for item, _ in pairs]]
     metric = mean_metric("shift", shifts, evaluated.config.seed, chosen)
-    return found | {"shift": {"mean": metric.value, "low": metric.low, "high": metric.high, "most": float(shifts.max())}}
+    limits = (metric.low, metric.high) if independent >= _FEWEST else (None, None)
+    return found | {"shift": {"mean": metric.value, "low": limits[0], "high": limits[1], "most": float(shifts.max())}}
 
 
 def _shift(before: dict[str, Any], after: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llmkit.corpus import overlap
 from llmkit.corpus.embedded import STDLIB, EmbeddedReader
 from llmkit.corpus.overlap import LEAST, N, Overlap
-from llmkit.corpus.words import Words, normalised, words
+from llmkit.corpus.words import WORD, Words, normalised, words
 from llmkit.tasks.tables import EMBEDDED, read_dataset
 
 few_words = st.lists(st.sampled_from(["red", "Blue", "GREEN", "红", "绿", "7", "ß"]), max_size=12)
@@ -23,7 +23,7 @@ separators = st.sampled_from([" ", "  ", ", ", " - ", ".\n", "!  ", "\u3000", " 
 def test_words_are_those_of_the_regular_expression(texts: list[str]) -> None:
     found = Words(texts)
     cut = [found.texts[start:end] for start, end in zip(found.starts, found.ends, strict=True)]
-    expected = [(number, word) for number, text in enumerate(texts) for word in words(normalised(text))]
+    expected = [(number, word) for number, text in enumerate(texts) for word in WORD.findall(normalised(text))]
     assert list(zip(found.of.tolist(), cut, strict=True)) == expected
     by_word: dict[str, set[int]] = {}
     for word, value in zip(cut, found.hashes.tolist(), strict=True):

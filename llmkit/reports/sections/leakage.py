@@ -21,6 +21,7 @@ def context(found: dict[str, Any], told: Told) -> dict[str, Any]:
     return {
         "verdict": verdict(found),
         "rows": [(source, _parts(source)) for source in found["sources"]],
+        "has_parts": any(_parts(source) for source in found["sources"]),
         "metrics": [(_SETS[name], metrics[name]) for name in _SETS if name in metrics] if len(metrics) > 1 else [],
         "examples": found.get("examples", [])[:_SHOWN],
         "more": max(0, len(found.get("examples", [])) - _SHOWN) + found.get("not_listed", 0),

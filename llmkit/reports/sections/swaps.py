@@ -36,7 +36,7 @@ def verdict(found: dict[str, Any]) -> str:
         shift = words.score(furthest["shift"]["mean"])
         return f"Over {made}, the number moved furthest where {furthest['list']} was swapped: by {shift} in the mean."
     flips = sum(row["flips"]["examples"] for row in found["lists"] if "flips" in row)
-    return f"Of {made}, {words.count(flips, 'prediction')} changed."
+    return f"Of {made}, {words.count(flips, 'prediction') if flips else 'no prediction'} changed."
 
 
 def limits(found: dict[str, Any]) -> Iterator[str]:
@@ -46,7 +46,7 @@ def limits(found: dict[str, Any]) -> Iterator[str]:
         "genders, a few names and a few places; bias that shows in other words, dialects, groups or languages is not seen. "
         "That nothing changes does not show that a model is fair, and a change tells that the words matter, not which way."
     )
-    few = [row["list"] for row in found["lists"] if row["tried"] < _FEW]
+    few = [row["list"] for row in found["lists"] if row["affected"] < _FEW]
     if few:
         yield f"Fewer than {_FEW} test examples have words of these lists, so little is known of them: {words.listing(few)}."
 
