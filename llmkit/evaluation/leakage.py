@@ -189,6 +189,8 @@ def _pretraining(model: Artefact) -> Iterator[Source | Unknown]:
     A model that began with random weights and was fine-tuned has none.
     """
     stage, config, inputs = model.manifest.stage, model.manifest.config, model.manifest.inputs
+    if stage not in ("pretrain", "finetune", "ablate", "quantize"):
+        yield Unknown("pretraining", f"{_name(model.manifest)} does not say what its model was trained on")
     for port in [name for name, record in inputs.items() if record.stage == "tokenize"]:
         tokens = model.input(port)
         if tokens is None:

@@ -109,6 +109,18 @@ def test_a_clean_model_has_met_nothing(run: Any, classifier: Artefact, tmp_path:
     assert "leakage" not in metrics and "contaminated" not in rows[0]
 
 
+def test_of_a_model_from_elsewhere_nothing_is_known(
+    run: Any, classifier: Artefact, toy_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(classifier.directory, tmp_path / "m", ignore=shutil.ignore_patterns("manifest.json"))
+    made = run("evaluate", tmp_path / "e", model_name_or_path=tmp_path / "m", test_file=toy_files[1])
+    metrics, rows = found_by(made)
+    assert metrics["leakage"]["sources"] == [
+        {"name": "pretraining", "unknown": "the model is not a result of llmkit, so what it was trained on is not known"}
+    ]
+    assert "contaminated" not in metrics["leakage"] and "contaminated" not in rows[0], "that it is clean is not claimed"
+
+
 CONTEXT = (
     "The lamp was first lit in 1874 by a keeper called Ines Aldaro, who walked up from the village each night. Storms broke "
     "the glass twice, and in 1931 a motor took the place of the clockwork that had turned it for so long."
