@@ -3,11 +3,11 @@
 Parts are made by what every example has (length, script, label), by what those of a task have (question word, position of the
 answer), and by columns of the test set. A part needs 20 examples, and so does the rest.
 
-Of a share the difference has the interval of Newcombe (1998, Statistics in Medicine 17, method 10) and the p-value of Fisher's
-exact test. Other means have Student's t with the variance of each side, summed over groups where examples are not independent
-(Liang and Zeger 1986, Biometrika 73), and as many degrees of freedom as the side with fewer groups allows; a side whose values
-are all the worst or all the best has the width of Wilson's interval, since that it never varied proves nothing. Tests of all
-parts are corrected together by Holm's method.
+A share has Wilson's interval, and a difference of shares that of Newcombe (1998, Statistics in Medicine 17, method 10), with
+the p-value of Fisher's exact test. Other means have Student's t with the variance of each side, summed over groups where
+examples are not independent (Liang and Zeger 1986, Biometrika 73), and as many degrees of freedom as the side with fewer
+groups allows; a side whose values are all the worst or all the best has the width of Wilson's interval, since that it never
+varied proves nothing. Tests of all parts are corrected together by Holm's method.
 """
 
 from __future__ import annotations
@@ -97,11 +97,29 @@ def section(evaluated: Evaluated) -> dict[str, Any] | None:
 
 
 def _part(evaluated: Evaluated, by: str, name: str, chosen: np.ndarray, rest: np.ndarray) -> dict[str, Any]:
-    mean = evaluated.measured.mean(chosen, evaluated.config.seed)
-    low, high = _end_of_scale(evaluated.measured, chosen) or (mean.low, mean.high)
-    part: dict[str, Any] = {"by": by, "part": name, "n": int(chosen.sum()), "value": mean.value, "low": low, "high": high}
+    value, low, high = mean_of(evaluated.measured, chosen)
+    part: dict[str, Any] = {"by": by, "part": name, "n": int(chosen.sum()), "value": value, "low": low, "high": high}
     difference, low, high, p_value = against_rest(evaluated.measured, chosen, rest)
     return part | {"difference": difference, "difference_low": low, "difference_high": high, "p_value": p_value}
+
+
+def mean_of(measured: Measured, chosen: np.ndarray) -> tuple[float, float, float]:
+    """The mean of some examples and its interval, in closed form, as there are many parts.
+
+    Args:
+        chosen: bool of shape [examples].
+    """
+    values = measured.values[chosen]
+    value = float(values.mean())
+    if measured.is_share:
+        return value, *wilson(int(values.sum()), len(values))
+    if (limits := _end_of_scale(measured, chosen)) is not None:
+        return value, *limits
+    deviations, groups = _deviations(measured, chosen)
+    half, _ = _student(value, float((deviations**2).sum()), groups)
+    if measured.lower_is_better:
+        return value, value - half, value + half
+    return value, max(0.0, value - half), min(measured.perfect, value + half)
 
 
 def against_rest(measured: Measured, chosen: np.ndarray, rest: np.ndarray) -> tuple[float, float, float, float]:
@@ -121,31 +139,42 @@ def against_rest(measured: Measured, chosen: np.ndarray, rest: np.ndarray) -> tu
         down, up = math.hypot(share - low, rest_high - other), math.hypot(high - share, other - rest_low)
         table = [[hits, n - hits] for hits, n in counts]
         return difference, difference - down, difference + up, float(stats.fisher_exact(table).pvalue)
-    variance, fewest = 0.0, len(chosen)
-    groups = np.arange(len(chosen)) if measured.groups is None else measured.groups
-    shared = np.zeros(int(groups.max()) + 1)
-    for side, values, sign in ((chosen, inside, 1), (rest, outside, -1)):
-        shared += sign * np.bincount(groups[side], values - values.mean(), len(shared)) / len(values)
-        fewest = min(fewest, len(np.unique(groups[side])))
+    (ours, count), (theirs, rest_count) = _deviations(measured, chosen), _deviations(measured, rest)
+    variance = float(((ours - theirs) ** 2).sum())  # what moves both sides of a group moves the difference less
+    for side in (chosen, rest):
         if (limits := _end_of_scale(measured, side)) is not None:
             variance += ((limits[1] - limits[0]) / 2 / quantile(LEVEL)) ** 2
-    fewest = max(2, fewest)
-    variance += float((shared**2).sum()) * fewest / (fewest - 1)
-    if variance == 0:
-        return difference, difference, difference, float(difference == 0)
-    error, freedom = math.sqrt(variance), fewest - 1
+    half, p_value = _student(difference, variance, min(count, rest_count))
+    return difference, difference - half, difference + half, p_value
+
+
+def _deviations(measured: Measured, chosen: np.ndarray) -> tuple[np.ndarray, int]:
+    """How far each group moves the mean of some examples, float64 of shape [groups], and how many groups they have."""
+    groups = np.arange(len(chosen)) if measured.groups is None else measured.groups
+    values, own = measured.values[chosen], groups[chosen]
+    return np.bincount(own, values - values.mean(), int(groups.max()) + 1) / len(values), len(np.unique(own))
+
+
+def _student(value: float, variance: float, groups: int) -> tuple[float, float]:
+    """Half the width of the interval of a value with such a variance, and the p-value that it is 0."""
+    from scipy import stats
+
+    freedom = max(1, groups - 1)
+    error = math.sqrt(variance * (freedom + 1) / freedom)
+    if error == 0:
+        return 0.0, float(value == 0)
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
-    return difference, difference - half, difference + half, float(2 * stats.t.sf(abs(difference) / error, freedom))
+    return half, float(2 * stats.t.sf(abs(value) / error, freedom))
 
 
 def _end_of_scale(measured: Measured, chosen: np.ndarray) -> tuple[float, float] | None:
-    """The interval of the mean of examples whose values are all 0 or all perfect, of which resampling would say that it is
-    certain; None of any others, of shares, and of errors, which have no upper end."""
+    """The interval of the mean of examples whose values are all 0 or all perfect, which has no variance that could be seen;
+    None of any others, and of errors, which have no upper end."""
     values = measured.values[chosen]
-    if measured.is_share or measured.lower_is_better or not (np.ptp(values) == 0 and values[0] in (0.0, measured.perfect)):
+    if measured.lower_is_better or np.ptp(values) or values[0] not in (0.0, measured.perfect):
         return None
-    n = len(values) if measured.groups is None else len(np.unique(measured.groups[chosen]))
-    low, high = wilson(n if values[0] else 0, n)
+    groups = _deviations(measured, chosen)[1]
+    low, high = wilson(groups if values[0] else 0, groups)
     return low * measured.perfect, high * measured.perfect
 
 

@@ -17,9 +17,10 @@ from llmkit.errors import LLMKitError
 from llmkit.evaluation import slices
 from llmkit.evaluation.comparison import holm
 from llmkit.evaluation.evaluate import EvaluateConfig
+from llmkit.evaluation.intervals import wilson
 from llmkit.evaluation.measured import Measured, evaluation_of
 from llmkit.evaluation.sections import Evaluated
-from llmkit.evaluation.slices import against_rest, answer_position, quarters, question_word, script
+from llmkit.evaluation.slices import against_rest, answer_position, mean_of, quarters, question_word, script
 from llmkit.pipeline.artefact import Artefact
 from llmkit.tasks.question_answering import QuestionAnswering
 from llmkit.tasks.settings import Columns
@@ -70,6 +71,18 @@ def test_questions_about_one_context_count_as_one() -> None:
     assert covered == 400 - found, "test and interval say the same"
     _, low, high, _ = against_rest(measured(values), *sides(chosen))
     assert (low > 0 or high < 0) or high - low < 0.2, "as if they were independent, it would be far too narrow"
+
+
+def test_a_mean_has_students_interval_and_one_of_groups_that_of_their_number() -> None:
+    values = np.random.default_rng(0).uniform(0.2, 0.8, 40)
+    everything = np.ones(40, dtype=bool)
+    found = mean_of(measured(values), everything)
+    assert found == pytest.approx((values.mean(), *stats.t.interval(0.95, 39, values.mean(), stats.sem(values))))
+    pairs = mean_of(measured(np.repeat(values, 2), np.repeat(np.arange(40), 2)), np.ones(80, dtype=bool))
+    assert pairs == pytest.approx(found), "each value said twice tells no more"
+    graded = measured([0.0] * 40 + [0.5])
+    zero = mean_of(graded, np.arange(41) < 40)
+    assert zero[:2] == (0.0, 0.0) and zero[2] == pytest.approx(wilson(0, 40)[1])
 
 
 @given(st.lists(st.floats(0, 1), max_size=20))
