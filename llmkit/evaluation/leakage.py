@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmkit.corpus import documents as corpora
-from llmkit.corpus.overlap import LEAST, N, Overlap
+from llmkit.corpus.overlap import LEAST, Match, N, Overlap
 from llmkit.corpus.words import WORD
 from llmkit.errors import LLMKitError
 from llmkit.evaluation.intervals import wilson
@@ -62,50 +62,55 @@ def section(evaluated: Evaluated) -> dict[str, Any] | None:
         return None
     parts = [parts_of(evaluated.task.name, example) for example in evaluated.test]
     texts = list(dict.fromkeys(text for found in parts for text in found.values()))
-    number = {text: index for index, text in enumerate(texts)}
     overlap = Overlap(texts)
-    contaminated = np.zeros(len(parts), dtype=bool)
+    searched = dict(zip(texts, overlap.searched.tolist(), strict=True))
     sources: list[dict[str, Any]] = []
     listed: list[dict[str, Any]] = []
+    contaminated = np.zeros(len(parts), dtype=bool)
     for source in _sources(evaluated):
         if isinstance(source, Unknown):
             sources.append({"name": source.name, "unknown": source.unknown})
             continue
-        matches = {match.text: match for match in overlap.search(source.documents())}
-        counts: dict[str, int] = {}
-        here = np.zeros(len(parts))
-        for index, found in enumerate(parts):
-            for part, text in found.items():
-                match = matches.get(number[text])
-                counts[part] = counts.get(part, 0) + (match is not None)
-                if match is None or part == CONTEXT:
-                    continue
-                here[index] = max(here[index], match.share)
-                row = {"id": evaluated.test[index].id, "source": source.name, "part": part, "share": match.share}
+        matches = {texts[match.text]: match for match in overlap.search(source.documents())}
+        found = [list(_matched(item, matches)) for item in parts]
+        contaminated |= np.array([bool(those) for those in found])
+        sources.append({"name": source.name, "detail": source.detail, **_counts(parts, matches, found)})
+        for example, those in zip(evaluated.test, found, strict=True):
+            for part, match in those:
+                row = {"id": example.id, "source": source.name, "part": part, "share": match.share}
                 listed.append({**row, "found_in": match.found_in, "n_gram": match.gram})
-        contaminated |= here > 0
-        count = int((here > 0).sum())
-        low, high = wilson(count, len(parts))
-        share = {"examples": count, "share": count / len(parts), "low": low, "high": high, "mostly": int((here >= 0.5).sum())}
-        sources.append({"name": source.name, "detail": source.detail, **share, "parts": counts})
-    searched = [any(overlap.searched[number[text]] for part, text in item.items() if part != CONTEXT) for item in parts]
+    known = [source for source in sources if "unknown" not in source]
     result: dict[str, Any] = {
         "n_gram": N,
         "least_words": LEAST,
-        "too_short": len(parts) - sum(searched),
+        "too_short": sum(not any(searched[text] for part, text in item.items() if part != CONTEXT) for item in parts),
         "sources": sources,
-        "complete": all("unknown" not in source for source in sources),
+        "complete": len(known) == len(sources),
     }
-    if any("unknown" not in source for source in sources):
+    if known:
         evaluated.columns["contaminated"] = contaminated.tolist()
-        examples = sorted(listed, key=lambda row: -row["share"])
         result |= {
             "contaminated": {"examples": int(contaminated.sum()), "share": float(contaminated.mean())},
-            "examples": examples[:LISTED],
-            "not_listed": max(0, len(examples) - LISTED),
+            "examples": sorted(listed, key=lambda row: -row["share"])[:LISTED],
+            "not_listed": max(0, len(listed) - LISTED),
             "metrics": _metrics(evaluated, contaminated),
         }
     return result
+
+
+def _matched(parts: dict[str, str], matches: dict[str, Match]) -> Iterator[tuple[str, Match]]:
+    """The parts of an example that make it contaminated."""
+    yield from ((part, matches[text]) for part, text in parts.items() if part != CONTEXT and text in matches)
+
+
+def _counts(parts: list[dict[str, str]], matches: dict[str, Match], found: list[list[tuple[str, Match]]]) -> dict[str, Any]:
+    """How many examples are contaminated, how many of them by half at least, and how often each part was found."""
+    count, n = sum(map(bool, found)), len(found)
+    low, high = wilson(count, n)
+    mostly = sum(any(match.share >= 0.5 for _, match in those) for those in found)
+    names = dict.fromkeys(part for item in parts for part in item)
+    by_part = {name: sum(item.get(name) in matches for item in parts) for name in names}
+    return {"examples": count, "share": count / n, "low": low, "high": high, "mostly": mostly, "parts": by_part}
 
 
 def _metrics(evaluated: Evaluated, contaminated: np.ndarray) -> dict[str, list[dict[str, Any]]]:
@@ -162,7 +167,7 @@ def _sources(evaluated: Evaluated) -> Iterator[Source | Unknown]:
     if model is None:
         yield Unknown("pretraining", "the model is not a result of llmkit, so what it was trained on is not known")
     else:
-        yield from _pretraining(model)
+        yield from pretraining(model)
     if evaluated.trained_on is None:
         if evaluated.finetuned is not None:
             yield Unknown("fine-tuning", "the examples that it was trained on cannot be had")
@@ -183,7 +188,7 @@ def _artefact(name: str) -> Artefact | None:
     return enclosing(Path(name)) if Path(name).exists() else None
 
 
-def _pretraining(model: Artefact) -> Iterator[Source | Unknown]:
+def pretraining(model: Artefact) -> Iterator[Source | Unknown]:
     """The documents of every pretraining on the way back from a model.
 
     A model that began with random weights and was fine-tuned has none.
@@ -204,7 +209,7 @@ def _pretraining(model: Artefact) -> Iterator[Source | Unknown]:
         if earlier is not None:
             if earlier.manifest.stage in ("finetune", "ablate"):
                 yield Unknown("earlier fine-tuning", f"the examples of {_name(earlier.manifest)} were not looked at")
-            yield from _pretraining(earlier)
+            yield from pretraining(earlier)
         elif port in inputs:
             yield Unknown("pretraining", f"{_name(inputs[port])} is no longer there, or has changed since")
         else:
@@ -215,6 +220,8 @@ def _pretraining(model: Artefact) -> Iterator[Source | Unknown]:
 def _documents(tokens: Artefact, model: Artefact) -> Iterator[Source | Unknown]:
     """The documents that token shards were made from, split by split."""
     corpus = tokens.input("corpus")
+    if corpus is not None and corpus.damaged():
+        corpus = None
     for split, name in _SPLITS.items():
         if corpus is not None:
             count = corpora.count(corpus.directory, split)

@@ -80,7 +80,7 @@ def test_planted_reviews_are_found_and_named_and_nothing_else_is(run: Any, leake
 
     # Without the documents, the token shards are decoded.
     corpus = leaked.input("model_name_or_path").input("tokens").input("corpus").directory  # type: ignore[union-attr]
-    shutil.move(corpus, tmp_path / "away")
+    (corpus / "train-00000.parquet").unlink()
     metrics, rows = found_by(run("evaluate", tmp_path / "decoded", **settings))
     assert "decoded from tokenize" in metrics["leakage"]["sources"][0]["detail"]
     assert {row["id"] for row in rows if row["contaminated"]} == planted
