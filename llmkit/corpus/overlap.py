@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from llmkit.corpus.words import Words
+
+Name = TypeVar("Name", int, str)
 
 N = 13
 """Words of an n-gram."""
@@ -24,8 +27,7 @@ LEAST = 8
 _OF_A_FORM = 10
 """An n-gram in more texts than this is of a form."""
 _CHARACTERS = 1 << 17
-"""Characters of a corpus that are compared at once."""
-_FILTER_BITS = 20
+"""Characters that are read at once."""
 
 
 @dataclass
@@ -46,27 +48,31 @@ class Overlap:
     """The n-grams of some texts, to be looked for in others."""
 
     def __init__(self, texts: Sequence[str], n: int = N, least: int = LEAST):
-        self._words = words = Words(texts)
-        counts = np.bincount(words.of, minlength=len(texts))
-        lengths = np.where(counts >= least, np.minimum(counts, n), 0)
-        self.searched = lengths > 0
+        self._texts = texts
+        self.searched = np.zeros(len(texts), dtype=bool)
         """Whether each text is long enough to be looked for, bool of shape [texts]."""
-        self._lengths = [int(length) for length in np.unique(lengths[self.searched])]
-        firsts, hashes, spans = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-        for length in self._lengths:
-            first, found = words.grams(length)
-            own = lengths[words.of[first]] == length
-            firsts.append(first[own])
-            hashes.append(found[own])
-            spans.append(np.full(int(own.sum()), length))
-        self._firsts, self._spans = np.concatenate(firsts), np.concatenate(spans)
+        of, firsts, spans, hashes = [[np.zeros(0, dtype=kind)] for kind in (np.int64, np.int64, np.int64, np.uint64)]
+        for batch in _batches(enumerate(texts)):
+            numbers, words = np.array([number for number, _ in batch]), Words([text for _, text in batch])
+            counts = np.bincount(words.of, minlength=len(batch))
+            lengths = np.where(counts >= least, np.minimum(counts, n), 0)
+            self.searched[numbers] = lengths > 0
+            for length in np.unique(lengths[lengths > 0]).tolist():
+                first, found = words.grams(length)
+                own = lengths[words.of[first]] == length
+                text = words.of[first[own]]
+                of.append(numbers[text])
+                firsts.append(first[own] - np.searchsorted(words.of, text))
+                spans.append(np.full(len(text), length))
+                hashes.append(found[own])
+        self._of, self._firsts, self._spans = np.concatenate(of), np.concatenate(firsts), np.concatenate(spans)
+        self._lengths = np.unique(self._spans).tolist()
         self._known, self._number = np.unique(np.concatenate(hashes), return_inverse=True)
-        self._of = words.of[self._firsts]
-        pairs = np.unique(np.stack([self._number, self._of]), axis=1)
-        texts_with = np.bincount(pairs[0], minlength=len(self._known))
-        self._counts = (texts_with <= _OF_A_FORM)[self._number]
-        self._filter = np.zeros(1 << _FILTER_BITS, dtype=bool)
-        self._filter[self._known >> np.uint64(64 - _FILTER_BITS)] = True
+        holders = np.unique(self._number * len(texts) + self._of) // max(1, len(texts))
+        self._counts = (np.bincount(holders, minlength=len(self._known)) <= _OF_A_FORM)[self._number]
+        bits = max(20, len(self._known).bit_length() + 3)  # seven of eight unknown ones need no search
+        self._filter, self._shift = np.zeros(1 << bits, dtype=bool), np.uint64(64 - bits)
+        self._filter[self._known >> self._shift] = True
 
     def search(self, documents: Iterable[tuple[str, str]]) -> list[Match]:
         """The texts that share an n-gram with documents, the largest share first.
@@ -80,7 +86,7 @@ class Overlap:
             many = Words([text for _, text in batch])
             for length in self._lengths:
                 first, hashes = many.grams(length)
-                likely = np.flatnonzero(self._filter[hashes >> np.uint64(64 - _FILTER_BITS)])
+                likely = np.flatnonzero(self._filter[hashes >> self._shift])
                 at = np.searchsorted(self._known, hashes[likely])
                 at[at == len(self._known)] = 0
                 is_known = self._known[at] == hashes[likely]
@@ -101,14 +107,14 @@ class Overlap:
         for text, place in zip(*np.unique(self._of[there], return_index=True), strict=True):
             gram = there[place]
             first = int(self._firsts[gram])
-            passage = " ".join(self._words.passage(first, first + int(self._spans[gram]) - 1).split())
+            passage = " ".join(Words([self._texts[text]]).passage(first, first + int(self._spans[gram]) - 1).split())
             matches.append(Match(int(text), float(shares[text]), passage, names[places[self._number[gram]]]))
         return sorted(matches, key=lambda match: (-match.share, match.text))
 
 
-def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+def _batches(documents: Iterable[tuple[Name, str]]) -> Iterator[list[tuple[Name, str]]]:
     """Documents of at least so many characters together."""
-    batch: list[tuple[str, str]] = []
+    batch: list[tuple[Name, str]] = []
     size = 0
     for document in documents:
         batch.append(document)
