@@ -145,7 +145,8 @@ def against_rest(measured: Measured, chosen: np.ndarray, rest: np.ndarray) -> tu
         if (limits := _end_of_scale(measured, side)) is not None:
             variance += ((limits[1] - limits[0]) / 2 / quantile(LEVEL)) ** 2
     half, p_value = _student(difference, variance, min(count, rest_count))
-    return difference, difference - half, difference + half, p_value
+    most = math.inf if measured.lower_is_better else measured.perfect
+    return difference, max(-most, difference - half), min(most, difference + half), p_value
 
 
 def _deviations(measured: Measured, chosen: np.ndarray) -> tuple[np.ndarray, int]:

@@ -211,6 +211,7 @@ def test_questions_are_sliced_by_their_word_and_by_where_the_answer_stands() -> 
     assert made is not None
     assert made["parts"][0]["part"] == "no answer" and made["parts"][0]["value"] == 0
     assert 0 == made["parts"][0]["low"] < made["parts"][0]["high"], "that none was right proves nothing of the next"
+    assert (made["parts"][0]["difference"], made["parts"][0]["difference_low"]) == (-1.0, -1.0), "no F1 is below 0"
     assert not any(part["difference"] for part in made["parts"] if part["by"] == "position of the answer"), "among answers"
     assert {"question word", "position of the answer", "length of the context, in characters"} <= {
         part["by"] for part in made["parts"]
