@@ -105,6 +105,12 @@ def test_short_texts_are_looked_for_as_a_whole_and_very_short_ones_not_at_all() 
     assert [match.text for match in found.search([("a", f"so {long} then"), ("b", f"so {short} then")])] == [0]
 
 
+def test_nothing_is_found_in_nothing() -> None:
+    assert Overlap([]).search([("a", "some words")]) == []
+    assert Overlap(["", "!!!"]).search([("a", ""), ("b", "half of a pair: \ud800")]) == []
+    assert Overlap(["some words"]).search([]) == []
+
+
 def test_the_wording_of_a_form_does_not_count() -> None:
     form = "Classify the sentiment of the following sentence as positive or negative and say why:"
     texts = [f"{form} number {number}" for number in range(11)]
