@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from llmkit.corpus.words import words
 from llmkit.evaluation.measured import Baseline
 from llmkit.tasks import thresholds
 from llmkit.tasks.labels import classes_of
 from llmkit.tasks.text_classification import Example
 
-# A word of a script with spaces, or one character of a script without (Han, kana, Thai): Chinese runs of characters are
-# no words, and counted as such they would make the baseline look weaker than it is.
-_TOKEN = re.compile(
-    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]+"
-)
-
-
+# Chinese runs of characters are no words, and counted as such they would make the baseline look weaker than it is.
 _WORDS = "words (single Han characters) and pairs"
-
-
-def _tokens(text: str) -> list[str]:
-    return _TOKEN.findall(text) or text.split()  # a text of signs alone, an emoji say, is what it is
 
 
 def _vectors() -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(lowercase=True, tokenizer=_tokens, token_pattern=None, ngram_range=(1, 2), sublinear_tf=True)
+    return TfidfVectorizer(lowercase=True, tokenizer=words, token_pattern=None, ngram_range=(1, 2), sublinear_tf=True)
 
 
 def majority(train: list[Example], test: list[Example]) -> Baseline:

@@ -51,9 +51,20 @@ class EvaluateConfig(Columns, StageConfig):
     selfcheck: bool = option(False)
     """Compare every metric with its reference (scikit-learn, scipy, sacrebleu, the definition of SQuAD), and count predictions
     that change with the batch size; a metric that differs ends the evaluation."""
+    leakage: bool = option(True)
+    """Look for the n-grams of test examples in what the model was trained on: its pretraining corpus and its fine-tuning
+    examples, as the lineage has them. Takes about a minute for 2 GB of text."""
+
+    slice_by: list[str] = option(factory=list)
+    """Further columns of the test set by which its examples are sliced: numbers are cut into quarters, others may have up to
+    20 values."""
+
+    bias_probe: bool = option(True)
+    """Swap words for gender, names, places and nationalities in test examples, and count what changes; at most 500 further
+    predictions, by classifiers and question answerers."""
 
     seed: int = option(0)
-    """Seed of resampling and of the baselines."""
+    """Seed of resampling, of the baselines, and of what is drawn for the bias probe."""
 
     gate: list[str] | None = option(None, identity=False)
     """Conditions such as "accuracy>=0.8" or "ter<=60", in quotes: >= holds for the lower end of the 95% interval, <= for its

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
-# Words as runs of letters and digits; a character is a word where a script has no spaces (Han, kana, Thai). Letter case makes
-# no difference, and words are not stemmed.
-_WORD = re.compile(
-    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]|[^\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]+"
-)
+from llmkit.corpus.words import words as corpus_words
 
 
 def words(text: str) -> list[str]:
-    """The words that are compared; the signs themselves of a text that has only signs."""
-    return _WORD.findall(text.lower()) or text.split()
+    """The words that are compared: letter case makes no difference, and they are not stemmed."""
+    return corpus_words(text.lower())
 
 
 def rouge_n(text: str, reference: str, n: int) -> float:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmkit.pipeline.artefact import Artefact
     from llmkit.training.examples import Examples
 
-SECTIONS: tuple[str, ...] = ("calibration", "discrimination", "selfcheck")
+SECTIONS: tuple[str, ...] = ("calibration", "discrimination", "leakage", "slices", "swaps", "lexicon", "selfcheck")
 """In the order in which they are computed."""
 
 

@@ -24,7 +24,7 @@ from llmkit.tasks.base import Task, conflicting, digest, seen
 from llmkit.tasks.loading import load_task_model
 from llmkit.tasks.registry import SECTION, task_class
 from llmkit.tasks.settings import Columns
-from llmkit.tasks.tables import Split, read_dataset, read_table, source_name
+from llmkit.tasks.tables import Split, pick_column, read_dataset, read_table, source_name
 from llmkit.training.examples import Examples, load_examples
 from llmkit.training.finetune import FinetuneConfig
 from llmkit.training.seeds import in_words
@@ -42,6 +42,8 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
     evaluation = evaluation_of(task)
     data = test_split(config)
+    for name in config.slice_by:  # a wrong one is refused before anything is predicted
+        pick_column(data.rows, name, (), "slice_by")
     try:
         test = task.read(data.rows, columns_of(config, finetuned))
     except ColumnError as failure:
@@ -218,6 +220,10 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
         rest = f"{without['name']} on the others {without['value']:.3f}" if without["n"] else "there are no others"
         counts = f"{overlap['train']['examples']} test texts are also in training, {overlap['validation']['examples']}"
         lines.append(f"  warning: {counts} in validation; {rest}")
+    leaked = result.get("leakage", {}).get("contaminated", {}).get("examples", 0)
+    if leaked:
+        found = [f"{source['name']} {source['examples']}" for source in result["leakage"]["sources"] if source.get("examples")]
+        lines.append(f"  warning: {leaked} test examples share a run of words with what was trained on: {', '.join(found)}")
     if "baselines_left_out" in result:
         lines.append(f"  no baselines: {result['baselines_left_out']}")
     return [*lines, *(selfchecked(result["selfcheck"]) if "selfcheck" in result else [])]

@@ -19,6 +19,8 @@ _EMBEDDED = {
     "llmkit/instructions": ("conversations", "what people ask", "real requests"),
 }
 
+_ALIKE = "Texts that are only alike were not looked for."
+
 _OF_HUNDRED, _UNBOUNDED = {"bleu", "chrf"}, {"ter", "mse", "mae", "perplexity"}
 
 
@@ -45,7 +47,7 @@ def verdict(told: Told) -> str:
             between = words.interval(score.low, score.high)
             spread = f" ({'' if claims else level}{between})" if between else ""
             claims.append(f"the {score.title} is {words.score(score.value)}{spread}")
-    return f"{start}, {words.listing(claims) or 'no metric has a value'}; {_standing(told)}.{_warning(told)}"
+    return f"{start}, {words.listing(claims) or 'no metric has a value'}; {_standing(told)}.{_warning(told)}{_leak(told)}"
 
 
 def _warning(told: Told) -> str:
@@ -67,6 +69,22 @@ def _warning(told: Told) -> str:
         f" Warning: {share} had a text that had been met in training or validation; of the predictions for the others "
         f"{words.percent(rest.value)} are right ({level})."
     )
+
+
+def _leak(told: Told) -> str:
+    """The same, of what was met in part, or in pretraining."""
+    found = told.record.get("leakage") or {}
+    count = (found.get("contaminated") or {}).get("examples", 0)
+    if count <= (told.overlap.either if told.overlap else 0):
+        return ""
+    share = f"{words.count(count, 'example')} ({words.percent(count / told.n)})"
+    said = f" Warning: {share} {'shares' if count == 1 else 'share'} a run of words with what the model was trained on"
+    rest = found["metrics"].get("without")
+    if not rest:
+        return f"{said}."
+    named = words.metric_title(rest[0]["name"], rest[0]["average"])
+    between = words.interval(rest[0]["low"], rest[0]["high"])
+    return f"{said}; on the others {named} is {words.score(rest[0]['value'])} ({100 * told.interval:g}% interval {between})."
 
 
 def _standing(told: Told) -> str:
@@ -118,8 +136,11 @@ def limits(told: Told) -> Iterator[str]:
             "Each interval holds for itself. Among many of them some miss the true value, so the scores of single "
             "classes weigh less than those of the whole."
         )
-    if not _mentions(told, "bias|fairness|slice|group"):
-        yield "Bias was not analysed: nothing here compares groups of people, dialects, topics or sources."
+    if "swaps" not in told.record:
+        if "slices" in told.record:
+            yield "Bias was not analysed: slices compare only the parts that the test set names, and no words were swapped."
+        elif not _mentions(told, "bias|fairness|slice|group"):
+            yield "Bias was not analysed: nothing here compares groups of people, dialects, topics or sources."
     if not told.baselines:
         yield "No baseline was measured: the figures do not show whether something simpler does as well."
     for _, module, found in sections.present(told):
@@ -147,9 +168,10 @@ def _limits_of_data(told: Told) -> Iterator[str]:
     if told.overlap is None:
         yield f"Whether test texts also occur in the training data was not checked{told.reason('overlap_unknown')}."
     else:
+        alike = "Those that share runs of words are told under Leakage." if "leakage" in told.record else _ALIKE
         yield (
             "Test texts were compared with training and validation texts for equality, letter case and white space aside. "
-            "Texts that are only alike were not looked for."
+            f"{alike}"
         )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmkit.reports.facts import Told
 
-SECTIONS: tuple[str, ...] = ("calibration", "discrimination", "selfcheck")
+SECTIONS: tuple[str, ...] = ("slices", "calibration", "discrimination", "swaps", "lexicon", "leakage", "selfcheck")
 """In the order in which the page shows them."""
 
 
