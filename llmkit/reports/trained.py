@@ -1,4 +1,4 @@
-"""The evaluated model: its shape, its weights, what was chosen for its training and what was logged during it."""
+"""The model that a report is on: its shape, its weights, what was chosen for its training and what was logged during it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Curves:
 
 @dataclass
 class Model:
-    """The model that was evaluated."""
+    """The model that a report is on."""
 
     name: str
     node: Node | None = None
@@ -71,6 +71,11 @@ def model_of(root: Node) -> Model:
     name = Path(given).name if given.startswith(("/", ".", "~")) else given
     if node is None:
         return Model(name or "unknown", absent="the model that was evaluated is not a result of llmkit")
+    return model_at(node, given)
+
+
+def model_at(node: Node, given: str = "") -> Model:
+    """The model that a training has made, or the checkpoint of it whose path is given."""
     if node.artefact is None:
         return Model(node.directory, node, absent=f"the model ({node.directory}) is {node.problem}")
     directory, prefix = _evaluated_directory(node.artefact, given)
@@ -195,7 +200,7 @@ def _curves(stage: str, path: Path) -> Curves:
     loss = [_series(_loss_name(key), points) for key, points in lines.items() if _is_loss(key)]
     shares = {key: points for key, points in lines.items() if _is_score(key) and all(0 <= v <= 1 for v in points.values())}
     order = sorted(shares, key=lambda key: (key != "eval_accuracy", "f1" not in key, "macro" not in key, key))
-    scores = [_series(_score_name(key), shares[key]) for key in order]
+    scores = [_series(score_name(key), shares[key]) for key in order]
     notes = []
     if unreadable:
         notes.append(f"{words.count(unreadable, 'line')} of {LEDGER} could not be read")
@@ -245,7 +250,7 @@ def _is_score(key: str) -> bool:
     return key.startswith("eval_") and not count_or_rate
 
 
-def _score_name(key: str) -> str:
+def score_name(key: str) -> str:
     """`eval_f1_macro` or `eval_macro_f1` to `macro F1`."""
     parts = key.removeprefix("eval_").split("_")
     average = next((part for part in parts if part in ("macro", "micro", "weighted")), None)

@@ -91,6 +91,14 @@ def interval(low: float | None, high: float | None) -> str:
     return f"{score(low)} to {score(high)}" if low is not None and high is not None else ""
 
 
+def difference(value: float | None, low: float | None, high: float | None) -> str:
+    """`+0.031 (0.010 to 0.052)`."""
+    if value is None:
+        return MISSING
+    between = interval(low, high)
+    return signed(f"{value:+.3f}") + (f" ({between})" if between else "")
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     return MISSING if value is None else signed(f"{100 * value:.{digits}f}%")
 
