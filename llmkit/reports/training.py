@@ -81,15 +81,14 @@ def _verdict(told: Training) -> str:
     learned = ""
     if finite(metrics.get("tokens_learned")) is not None:
         epochs = finite(metrics.get("epochs"))
-        times = f", {epochs:.3g} times the corpus" if epochs is not None else ""
+        times = f", {epochs:.3g} times the corpus," if epochs is not None else ""
         learned = f" on {metrics['tokens_learned']:,} tokens{times}"
     elif isinstance(metrics.get("train"), Mapping) and "examples" in metrics["train"]:
         learned = f" on {words.count(metrics['train']['examples'], 'example')}"
     done = f" in {words.count(int(steps), 'step')}" if steps is not None else ""
     start = f"A {words.clean(kind)} model{size} was trained{learned}{done}"
-    claims = [
-        f"its {score.name} is {words.score(score.value)}" for score in told.scores if score.name.startswith("validation")
-    ]
+    measured = [score for score in told.scores if score.name.startswith("validation")]
+    claims = [f"its {score.name} is {words.value_of(score.value)}" for score in measured]
     if not isinstance(held_out, Mapping) or not claims:
         return f"{start}; nothing was measured on held-out text."
     counted = "token" if "tokens" in held_out else "example"

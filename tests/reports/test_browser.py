@@ -320,6 +320,48 @@ def test_hostile_texts_are_shown_as_text(chain: Chain, write: Callable[..., Writ
     assert browser.complaints() == []
 
 
+def asked(chain: Chain) -> None:
+    """An evaluation of questions on one long context, with a true answer, a predicted one, and one of both."""
+    context = "Start. " + "Filling words. " * 200 + "Eels <b>spawn</b> in the Sargasso Sea. " + "More of them. " * 200
+    begin = context.index("the Sargasso")
+    answers = [("the Sargasso Sea", begin), ("Sargasso", begin + 4), ("Start", 0), ("", None)]
+    rows: list[Row] = [
+        (f"q{n}", f"Where do <i>eels</i> spawn ({n})?\n{context}", "the Sargasso Sea", said, 0.9 - n / 10)
+        for n, (said, _) in enumerate(answers)
+    ]
+    further = {
+        "value": [1.0, 0.5, 0.0, 0.0],
+        "context_start": [row[1].index("\n") + 1 for row in rows],
+        "answer_start": [start for _, start in answers],
+        "answer_spans": [[[begin, begin + 16]]] * 4,
+    }
+    record = {"task": "question-answering", "n": 4, "value_is": "f1", "metrics": [{"name": "f1", "value": 0.375}]}
+    chain.build(rows, record=record, further=further)
+
+
+def test_answers_are_marked_in_their_contexts(chain: Chain, write: Callable[..., Written], browser: Browser) -> None:
+    asked(chain)
+    browser.open(write().directory / "report.html")
+    choose(browser, "#outcome", "=partly right")
+    marks = "[...document.querySelectorAll('#found mark')].map((mark) => [mark.className, mark.textContent])"
+    assert browser.value(marks) == [["true", "the "], ["both", "Sargasso"], ["true", " Sea"]]
+    assert browser.value("document.querySelector('#found .question').textContent") == "Where do <i>eels</i> spawn (1)?"
+    before = shown(browser)[0]
+    assert "Eels <b>spawn</b> in the Sargasso Sea." in before and "Start. Filling" not in before
+    browser.click("#found button.cut")
+    assert "Start. Filling" in shown(browser)[0] and len(shown(browser)[0]) > len(before) + 2000
+    choose(browser, "#outcome", "=wrong answer")
+    assert browser.value(marks) == [["predicted", "Start"], ["true", "the Sargasso Sea"]]
+    choose(browser, "#outcome", "=abstained")
+    assert browser.value(marks) == [["true", "the Sargasso Sea"]]
+    choose(browser, "#outcome", "")
+    choose(browser, "#order", "highest")
+    assert browser.value("document.querySelector('#found small').textContent").startswith(
+        "confidence 0.900F1 1.000right answer"
+    )
+    assert browser.complaints() == []
+
+
 def test_a_phone_needs_no_scrolling_sideways(chain: Chain, write: Callable[..., Written], browser: Browser) -> None:
     chain.build()
     pages = [write().directory]
@@ -371,11 +413,11 @@ _CONTRASTS = """
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_stands_out(scheme: str, chain: Chain, write: Callable[..., Written], browser: Browser) -> None:
-    chain.build()
+    asked(chain)
     browser.screen(1000, 900, scheme)
     browser.open(write().directory / "report.html")
     contrasts = browser.value(_CONTRASTS)
-    assert len(contrasts) > 200
+    assert len(contrasts) > 150 and any(item[2] == "both" for item in contrasts)
     assert [item for item in contrasts if item[0] < 4.5] == []
     paper = browser.value("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
