@@ -50,17 +50,33 @@ class ReportConfig(StageConfig):
     def problems(self) -> Iterable[str]:
         if bool(self.runs) == bool(self.evaluation):
             yield "runs: name the result to report on: `llmkit report RUN`, or several to set them side by side"
+        for place in self.runs:
+            if not _is_result(place) and (within := _pipelines_in(place)):
+                yield f"runs: {place} is no result, it holds those of {', '.join(within)}: name one, as {place}/{within[0]}"
         if len(self.runs) > MAX_RUNS:
             yield f"runs: {len(self.runs)} are too many for one page; the most are {MAX_RUNS}"
         if not 0 <= self.worst_errors <= MAX_WORST_ERRORS:
             yield f"worst_errors is {self.worst_errors}; it must be 0 to {MAX_WORST_ERRORS} (the page stays readable)"
 
 
+def _is_result(place: str) -> bool:
+    from llmkit.pipeline.artefact import MANIFEST
+
+    return (Path(place) / MANIFEST).exists()
+
+
+def _pipelines_in(place: str) -> list[str]:
+    """The names of the directories of pipelines in a directory, `runs` say."""
+    from llmkit.pipeline.artefact import MANIFEST
+
+    return sorted({manifest.parent.parent.name for manifest in Path(place).glob(f"*/*/{MANIFEST}")})
+
+
 def _result_in(place: str) -> str:
     """The directory itself if it is a result, and else the last one in it that has a report; itself if there is none."""
     from llmkit.pipeline.artefact import MANIFEST, Artefact
 
-    if (Path(place) / MANIFEST).exists():
+    if _is_result(place):
         return place
     found = []
     for manifest in Path(place).glob(f"*/{MANIFEST}"):

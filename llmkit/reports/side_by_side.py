@@ -76,7 +76,7 @@ def gather(artefacts: Sequence[Artefact], title: str | None) -> SideBySide:
         DataError: the metrics or predictions of an evaluation lack what a report needs.
     """
     is_evaluation = [artefact.manifest.stage == "evaluate" for artefact in artefacts]
-    names = distinct_names([artefact.directory.resolve() for artefact in artefacts])
+    names = distinct_names([artefact.directory.absolute() for artefact in artefacts])
     if len(set(is_evaluation)) > 1:
         kinds = ", ".join(f"{artefact.directory} is of {artefact.manifest.stage}" for artefact in artefacts)
         raise ConfigError([f"runs: evaluations and trainings have nothing in common to set side by side: {kinds}"])

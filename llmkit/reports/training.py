@@ -55,7 +55,7 @@ def gather(artefact: Artefact, title: str | None) -> Training:
 
 def _name(artefact: Artefact) -> str:
     """A directory is mostly called by its stage, and then the one above tells more."""
-    place = artefact.directory.resolve()
+    place = artefact.directory.absolute()
     return place.parent.name if place.name == artefact.manifest.stage else place.name
 
 

@@ -148,6 +148,10 @@ def test_the_directory_of_a_pipeline_stands_for_its_last_evaluation(chain: Chain
     assert ReportConfig(runs=[str(chain.root)]).runs == [str(chain.root / "evaluate")]
     chain.artefact("evaluate", {"metrics.json": "{}"}, name="later", created="2026-11-25T03:25:00+00:00")
     assert ReportConfig(runs=[str(chain.root)]).runs == [str(chain.root / "later")]
+    chain.root.rename(chain.root.with_name("pipeline"))
+    above = ReportConfig(runs=[str(chain.root.parent)])
+    assert f"it holds those of pipeline: name one, as {chain.root.parent}/pipeline" in " ".join(above.problems())
+    chain.root.with_name("pipeline").rename(chain.root)
     with pytest.raises(ArtefactError, match="is a result of 'tokenize', which has no report"):
         write(runs=[str(chain.root / "tokenize")])
     with pytest.raises(ArtefactError, match="holds no finished result"):
