@@ -62,7 +62,8 @@
     if (row[LABEL_SCORE] !== null && !successes.includes(row[OUTCOME])) {
       small.append(make("div", `true class had ${number(row[LABEL_SCORE])}`));
     }
-    small.append(make("div", row[OUTCOME]), make("bdi", row[ID]));
+    if (measure) small.append(make("div", row[OUTCOME]));
+    small.append(make("bdi", row[ID]));
     key.append(small);
     quote.dir = "auto";
     if (row[QUESTION] !== null) quote.append(make("b", row[QUESTION], "question"));

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from llmkit.reports import charts, facts, lineage, sections, trained, words
-from llmkit.reports.charts import Bar
+from llmkit.reports.charts import Bar, Box
 from llmkit.reports.examples import MAX_EXAMPLES, Example, carry, choices, outcomes
 from llmkit.reports.facts import ClassRow, Score, Told, Traced
 from llmkit.reports.lineage import Node
@@ -294,6 +294,7 @@ def _traced_context(told: Traced) -> dict[str, Any]:
         "origins": origins_of(told.nodes, told.curves),
         "architecture": trained.architecture(told.model),
         "stages": [_stage(node) for node in told.nodes if node.artefact],
+        "graph": _graph(told),
         "sources": sources[:MAX_RAW_INPUTS],
         "more_sources": max(0, len(sources) - MAX_RAW_INPUTS),
         "environments": [(stages, _environment_facts(values)) for stages, values in lineage.environments(told.nodes)],
@@ -327,6 +328,21 @@ def _bars(told: Told, score: Score, number: int) -> tuple[str, Markup]:
             bars.append(Bar(baseline.name, same.value, same.low, same.high))
     title = score.title[0].upper() + score.title[1:]
     return title, charts.bar_chart(bars, key=f"bars-{number}", title=f"{title} of the model and the baselines")
+
+
+def _graph(told: Traced) -> Markup:
+    places = {id(node): place for place, node in enumerate(told.nodes)}
+    boxes = [
+        Box(
+            node.stage,
+            node.fingerprint[:12],
+            sorted({places[id(earlier)] for earlier in node.inputs.values()}),
+            is_lost=node.artefact is None,
+            first=node is told.root,
+        )
+        for node in told.nodes
+    ]
+    return charts.graph(boxes, key="graph", title="What was made from what")
 
 
 def _run_bars(found: SideBySide, scores: list[Score | None], number: int) -> Markup:
