@@ -104,6 +104,7 @@ STAGES = {
             summary="an evaluation, a training, or several side by side, to an HTML report and a model card",
             config="llmkit.reports.report:ReportConfig",
             function="llmkit.reports.report:report",
+            version=2,
             next="open {output}/report.html",
         ),
     )

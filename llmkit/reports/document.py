@@ -20,7 +20,7 @@ def of_evaluation(told: Told) -> str:
 
 def of_training(told: Training) -> str:
     measured = "## Result\n\n" + table(
-        ["Measure", "Value"], [[score.title, words.value_of(score.value)] for score in told.scores]
+        ["Measure", "Value"], [[score.title, words.measure(score.value)] for score in told.scores]
     )
     return _joined(told, [measured if told.scores else "", _samples(told), _model(told), *_made(told)])
 

@@ -78,6 +78,7 @@ def _corpus(found: Origins, metrics: Mapping[str, Any]) -> None:
     rows += [
         [f"removed: {rule.replace('_', ' ')}", _number(count)] for rule, count in _mapping(metrics.get("rejected")).items()
     ]
+    rows += [] if metrics.get("rejected") or "rows_read" not in metrics else [["removed", "0"]]
     rows += [["set aside: cannot be used", _number(metrics["bad_rows"])]] if metrics.get("bad_rows") else []
     rows += [["documents kept", _number(metrics.get("documents"))]]
     found.data.append(Table(["Corpus", "Documents"], rows, "What was read for the corpus, and what became of it"))
@@ -139,15 +140,21 @@ def _tokenizer(found: Origins, metrics: Mapping[str, Any]) -> None:
     ]
     titles = [title for _, title in _MEASURES]
     if rows:
-        found.tokenizer = Table(["Split", *titles], rows, "Measured on documents of the corpus")
+        found.tokenizer = _dense(Table(["Split", *titles], rows, "Measured on documents of the corpus"))
     if sources:
-        found.tokenizer_sources = Table(["Source", *titles], sources[: 2 * _SOURCES_SHOWN], "Measured by source")
+        found.tokenizer_sources = _dense(Table(["Source", *titles], sources[: 2 * _SOURCES_SHOWN], "Measured by source"))
     if finite(metrics.get("vocab_size")) is not None:
         used = finite(_mapping(splits.get("train")).get("vocabulary_used"))
         share = (
             f", of which {words.percent(used)} occur in the training documents that were measured" if used is not None else ""
         )
         found.vocabulary = f"The vocabulary has {words.count(metrics['vocab_size'], 'token')}{share}."
+
+
+def _dense(table: Table) -> Table:
+    """Without the columns in which nothing was measured: of Han characters in an English corpus, say."""
+    kept = [place for place in range(len(table.head)) if any(row[place] != words.MISSING for row in table.rows)]
+    return Table([table.head[place] for place in kept], [[row[place] for place in kept] for row in table.rows], table.caption)
 
 
 def _measured(part: Mapping[str, Any]) -> list[str]:

@@ -249,7 +249,7 @@ def _environment() -> Environment:
         points=lambda value: words.MISSING if value is None else words.signed(f"{value:+.3f}"),
         fit=words.fit,
         count=words.count,
-        number=words.value_of,
+        measure=words.measure,
         listing=words.listing,
     )
     return environment

@@ -88,7 +88,7 @@ def _verdict(told: Training) -> str:
     done = f" in {words.count(int(steps), 'step')}" if steps is not None else ""
     start = f"A {words.clean(kind)} model{size} was trained{learned}{done}"
     measured = [score for score in told.scores if score.name.startswith("validation")]
-    claims = [f"its {score.name} is {words.value_of(score.value)}" for score in measured]
+    claims = [f"its {score.name} is {words.measure(score.value)}" for score in measured]
     if not isinstance(held_out, Mapping) or not claims:
         return f"{start}; nothing was measured on held-out text."
     counted = "token" if "tokens" in held_out else "example"

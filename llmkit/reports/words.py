@@ -87,6 +87,11 @@ def score(value: float | None) -> str:
     return signed(f"{value:.3f}" if abs(value) <= 1 else f"{value:,.2f}")
 
 
+def measure(value: float | None) -> str:
+    """A loss, a perplexity or the like: three decimals, or none where there are four digits before them."""
+    return MISSING if value is None else signed(f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}")
+
+
 def interval(low: float | None, high: float | None) -> str:
     return f"{score(low)} to {score(high)}" if low is not None and high is not None else ""
 

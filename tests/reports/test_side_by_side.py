@@ -133,8 +133,8 @@ def test_a_training_by_itself(chain: Chain, write: Callable[..., Written]) -> No
     assert written.json["kind"] == "training" and written.metrics["validation_bits_per_byte"] == 1.234
     assert written.json["verdict"] == (
         "A bert model of 824 parameters was trained on 1,000,000 tokens, 2.5 times the corpus, in 2,000 steps; on 50,000 "
-        "held-out tokens its validation loss is 3.42, its validation perplexity is 30.6 and its validation bits per byte is "
-        "1.234."
+        "held-out tokens its validation loss is 3.420, its validation perplexity is 30.600 and its validation bits per "
+        "byte is 1.234."
     )
     for text in ("6 TFLOP", "42.0%", "5,120 tokens/s", "removed: too short", "1,022", "&lt;books&gt;", "90.0%", "2 processes"):
         assert text in written.html, text
