@@ -80,6 +80,7 @@
     at("found").replaceChildren(...shown.map(item));
     const place = shown.length ? `${(start + 1).toLocaleString("en")} to ${(start + shown.length).toLocaleString("en")} of ` : "";
     at("count").textContent = `${place}${found.length.toLocaleString("en")} ${found.length === 1 ? "example" : "examples"}`;
+    at("pages").hidden = pages === 1;
     // A disabled button would lose the focus of the one who has just pressed it.
     at("previous").setAttribute("aria-disabled", page === 0);
     at("next").setAttribute("aria-disabled", page === pages - 1);
