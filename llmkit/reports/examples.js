@@ -5,7 +5,7 @@
   const rows = JSON.parse(at("rows").textContent);
   const [ID, LABEL, PREDICTION, OUTCOME, SCORE, LABEL_SCORE, VALUE, QUESTION, PIECES] = Array(9).keys();
   const TRUE = 1, PREDICTED = 2, FOLDED = 4, AT_ONCE = 20;
-  const { measure, right } = at("browser").dataset;
+  const { measure, right, judged } = at("browser").dataset;
   const successes = JSON.parse(right);
   const normal = (text) => text.normalize("NFKC").toLowerCase().replace(/\s+/g, " ");
   const haystacks = new Map();
@@ -56,13 +56,13 @@
 
   const item = (row) => {
     const key = make("div", undefined, "key"), quote = make("blockquote"), small = make("small");
-    key.append(named("true", row[LABEL]), named("predicted", row[PREDICTION]));
+    if (judged !== undefined) key.append(named("true", row[LABEL]), named("predicted", row[PREDICTION]));
     if (row[SCORE] !== null) small.append(make("div", `confidence ${number(row[SCORE])}`));
     if (measure) small.append(make("div", `${measure} ${number(row[VALUE])}`));
     if (row[LABEL_SCORE] !== null && !successes.includes(row[OUTCOME])) {
       small.append(make("div", `true class had ${number(row[LABEL_SCORE])}`));
     }
-    if (measure) small.append(make("div", row[OUTCOME]));
+    if (measure && judged !== undefined) small.append(make("div", row[OUTCOME]));
     small.append(make("bdi", row[ID]));
     key.append(small);
     quote.dir = "auto";
@@ -94,8 +94,8 @@
   };
 
   const choose = () => {
-    const wanted = normal(at("search").value).trim(), outcome = at("outcome").value;
-    const label = at("label") ? at("label").value : "", prediction = at("prediction") ? at("prediction").value : "";
+    const wanted = normal(at("search").value).trim();
+    const [outcome, label, prediction] = ["outcome", "label", "prediction"].map((id) => at(id)?.value ?? "");
     found = rows.filter((row) =>
       (outcome === "" || (outcome === "errors" ? !successes.includes(row[OUTCOME]) : row[OUTCOME] === outcome.slice(1))) &&
       (label === "" || row[LABEL] === label.slice(1)) &&
@@ -114,7 +114,7 @@
     if (page !== before) at("browser").scrollIntoView({ block: "start" });
   };
 
-  for (const id of ["outcome", "label", "prediction", "order"]) if (at(id)) at(id).addEventListener("change", choose);
+  for (const id of ["outcome", "label", "prediction", "order"]) at(id)?.addEventListener("change", choose);
   at("search").addEventListener("input", choose);
   at("previous").addEventListener("click", turn(-1));
   at("next").addEventListener("click", turn(1));

@@ -181,6 +181,11 @@ def _outcome(task: str, graded: bool, is_right: bool, value: float, has_answer: 
     return "right" if is_right else "wrong"
 
 
+def are_judged(shown: Sequence[Example]) -> bool:
+    """Whether there is anything to be right about: documents whose probability was measured have no label."""
+    return any(example.label or example.prediction or example.question is not None for example in shown)
+
+
 def outcomes(shown: Sequence[Example]) -> list[tuple[str, int]]:
     """The outcomes and how many of the shown examples have them, those that are no success first."""
     counts: dict[str, int] = {}

@@ -114,6 +114,10 @@ class Predictions:
     """What tells how good a prediction is, where it is more than right or wrong."""
 
     @property
+    def are_judged(self) -> bool:
+        return examples.are_judged(self.shown)
+
+    @property
     def errors(self) -> list[Example]:
         """Those of the shown that are not wholly right."""
         return [example for example in self.shown if not example.is_right]

@@ -184,10 +184,10 @@ def _pairs(runs: Sequence[Run]) -> Iterator[Pair]:
     first, told = tables[0], runs[0].told
     assert isinstance(told, Told)
     metric, is_error = str(told.record.get("value_is") or "accuracy"), bool(told.record.get("lower_is_better"))
-    groups = _groups(first)
-    theirs = np.array(first["value"].to_pylist(), dtype=np.float64)
+    groups, weights = _groups(first), _weights(first, metric)
+    theirs = np.array(first["value"].to_pylist(), dtype=np.float64) * weights
     for run, table in zip(runs[1:], tables[1:], strict=True):
-        mine = np.array(table["value"].to_pylist(), dtype=np.float64)
+        mine = np.array(table["value"].to_pylist(), dtype=np.float64) * weights
         is_share = groups is None and not is_error and bool(np.isin([mine, theirs], (0.0, 1.0)).all())
         if is_share:
             found = compare_accuracy(mine > 0, theirs > 0, runs[0].name, metric)
@@ -195,6 +195,14 @@ def _pairs(runs: Sequence[Run]) -> Iterator[Pair]:
             found = compare_means(mine, theirs, runs[0].name, metric, told.seed or 0, groups, is_error)
         finding = facts.finding(found.difference, found.low, found.high, found.p_value, told.interval, is_error)
         yield Pair(run.name, found, finding)
+
+
+def _weights(table: Any, metric: str) -> Any:
+    """How much an example counts in the metric, 1 in the mean: bits per byte of a corpus are those of all its bytes."""
+    if metric != "bits_per_byte" or "bytes" not in table.column_names:
+        return 1.0
+    sizes = np.array(table["bytes"].to_pylist(), dtype=np.float64)
+    return sizes / sizes.mean()
 
 
 def _groups(table: Any) -> np.ndarray | None:

@@ -60,6 +60,27 @@ def test_questions_on_one_context_are_no_independent_examples(chain: Chain, writ
     assert (found["difference"], found["low"], found["high"]) == (expected.difference, expected.low, expected.high)
 
 
+def test_documents_count_by_their_bytes(chain: Chain, write: Callable[..., Written]) -> None:
+    rows = [(f"d{n:02d}", f"Document {n}.", "", "", 0.5) for n in range(30)]
+    sizes = np.arange(1, 31)
+    bits = [np.linspace(1, 2, 30), np.linspace(0.95, 1.8, 30)]
+    record = {"task": "language-modeling", "n": 30, "value_is": "bits_per_byte", "lower_is_better": True, "metrics": []}
+    chain.build(rows, record=record, further={"value": bits[0], "bytes": sizes})
+    written = write(runs=second(chain, rows, record, further={"value": bits[1], "bytes": sizes}))
+    (found,) = written.json["differences"]
+    assert found["difference"] == pytest.approx(((bits[1] - bits[0]) * sizes).sum() / sizes.sum())
+    assert found["finding"] == "better" and found["difference"] < 0
+
+
+def test_documents_are_neither_right_nor_wrong(chain: Chain, write: Callable[..., Written]) -> None:
+    rows = [(f"d{n:02d}", f"Document {n}.", "", "", 0.5) for n in range(30)]
+    record = {"task": "language-modeling", "n": 30, "value_is": "bits_per_byte", "lower_is_better": True, "metrics": []}
+    chain.build(rows, record=record, further={"value": [1.0 + n / 10 for n in range(30)]})
+    page = write().html.partition("<script")[0]
+    assert "30 texts with their bits per byte." in page and "wholly right" not in page and "predicted: " not in page
+    assert page.index("Document 29.") < page.index("Document 28.")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
