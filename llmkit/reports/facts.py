@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import ArtefactError, DataError
-from llmkit.evaluation.intervals import wilson
 from llmkit.pipeline.artefact import Artefact
 from llmkit.reports import examples, lineage, trained, verdict, words
 from llmkit.reports.examples import Example
@@ -91,17 +89,6 @@ class ClassRow:
 
 
 @dataclass
-class Confidence:
-    """How often predictions of about the same probability were right."""
-
-    span: str
-    n: int
-    right: int
-    low: float
-    high: float
-
-
-@dataclass
 class Predictions:
     """What single predictions show."""
 
@@ -109,7 +96,6 @@ class Predictions:
     right: int
     shown: list[Example]
     """Those that the page shows, the worst errors first."""
-    confidence: list[Confidence]
     measure: str | None = None
     """What tells how good a prediction is, where it is more than right or wrong."""
 
@@ -251,7 +237,7 @@ def gather(artefact: Artefact, title: str | None, worst_errors: int) -> Told:
         labels=labels,
         confusion=confusion,
         overlap=_overlap(record),
-        predictions=_predictions(artefact.directory / PREDICTIONS, interval, record),
+        predictions=_predictions(artefact.directory / PREDICTIONS, record),
         worst_errors=worst_errors,
         seeds=list(_over_seeds(record, overall)),
         curves=list(trained.curves_of(model)),
@@ -467,37 +453,20 @@ def read_predictions(path: Path) -> Any:
     return table
 
 
-def _predictions(path: Path, interval: float, record: Mapping[str, Any]) -> Predictions | None:
+def _predictions(path: Path, record: Mapping[str, Any]) -> Predictions | None:
     """What the single predictions show; None where the evaluation kept none."""
     import pyarrow.compute as pc
 
     table = read_predictions(path)
     if table is None or table.num_rows == 0:
-        return None if table is None else Predictions(0, 0, [], [])
+        return None if table is None else Predictions(0, 0, [])
     is_error, perfect = bool(record.get("lower_is_better")), finite(record.get("perfect")) or 1.0
     is_right = pc.less_equal(table["value"], 0.0) if is_error else pc.greater_equal(table["value"], perfect)
     is_right = pc.fill_null(is_right, False)
     right = pc.sum(is_right).as_py()
     graded = is_error or record.get("value_is", "accuracy") != "accuracy"
     shown = examples.chosen(table, is_right, is_error, str(record.get("task")), graded)
-    if graded:
-        return Predictions(table.num_rows, right, shown, [], str(record.get("value_is") or "value"))
-    confidence = list(_confidence(table["score"].to_pylist(), is_right.to_pylist(), interval))
-    return Predictions(table.num_rows, right, shown, confidence)
-
-
-def _confidence(scores: list[float | None], right: list[bool], interval: float) -> Iterator[Confidence]:
-    edges = [0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    for low, high in pairwise(edges):
-        inside = [
-            hit
-            for score, hit in zip(scores, right, strict=True)
-            if score is not None and low <= score and (score < high or high == 1.0)
-        ]
-        if inside:
-            hits = sum(inside)
-            span = f"below {high:.1f}" if low == 0 else f"{low:.1f} to {high:.1f}"
-            yield Confidence(span, len(inside), hits, *wilson(hits, len(inside), interval))
+    return Predictions(table.num_rows, right, shown, str(record.get("value_is") or "value") if graded else None)
 
 
 def _disagreements(told: Told) -> Iterator[str]:

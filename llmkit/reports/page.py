@@ -143,7 +143,6 @@ def as_json(told: Told) -> str:
             "n": made.n,
             "right": made.right,
             "measure": made.measure,
-            "confidence": [dataclasses.asdict(band) for band in made.confidence],
             "outcomes": dict(outcomes(made.shown)),
             "worst": [example.as_dict() for example in made.errors[: told.worst_errors]],
         }

@@ -120,11 +120,6 @@ def limits(told: Told) -> Iterator[str]:
         )
     if not _mentions(told, "bias|fairness|slice|group"):
         yield "Bias was not analysed: nothing here compares groups of people, dialects, topics or sources."
-    if told.predictions and told.predictions.confidence:
-        yield (
-            "The probabilities are the model's own and were not adjusted; the report shows how often predictions of each "
-            "probability were right."
-        )
     if not told.baselines:
         yield "No baseline was measured: the figures do not show whether something simpler does as well."
     for _, module, found in sections.present(told):
