@@ -152,7 +152,7 @@ def _tokenizer(found: Origins, metrics: Mapping[str, Any]) -> None:
 
 
 def _dense(table: Table) -> Table:
-    """Without the columns in which nothing was measured: of Han characters in an English corpus, say."""
+    """Without the columns in which nothing was measured: tokens a Han character of an English corpus, say."""
     kept = [place for place in range(len(table.head)) if any(row[place] != words.MISSING for row in table.rows)]
     return Table([table.head[place] for place in kept], [[row[place] for place in kept] for row in table.rows], table.caption)
 
@@ -171,7 +171,7 @@ def _cost(found: Origins, nodes: list[Node], curves: list[Curves]) -> None:
     if not rows:
         return
     head = ["Training", "Time taken", "Steps", "Learned from", "Rate", "Operations", "MFU"]
-    found.cost = Table(head, rows, "What the trainings cost")
+    found.cost = _dense(Table(head, rows, "What the trainings cost"))
     seconds = sum(node.artefact.manifest.seconds for node in known if node.artefact)
     found.cost_notes = [
         f"All {words.count(len(known), 'stage')} of the lineage took {words.duration(seconds)}.",
