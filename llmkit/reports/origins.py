@@ -175,7 +175,7 @@ def _cost(found: Origins, nodes: list[Node], curves: list[Curves]) -> None:
     seconds = sum(node.artefact.manifest.seconds for node in known if node.artefact)
     found.cost_notes = [
         f"All {words.count(len(known), 'stage')} of the lineage took {words.duration(seconds)}.",
-        *dict.fromkeys(_where(node) for node in known if node.stage in _TRAININGS),
+        *_places([node for node in known if node.stage in _TRAININGS]),
     ]
     formulas = [_mapping(node.artefact.manifest.metrics.get("throughput")) for node in known if node.artefact]
     for described in formulas:
@@ -195,6 +195,8 @@ def _trainings(nodes: list[Node], curves: list[Curves]) -> Iterator[list[str]]:
         measured = _mapping(metrics.get("throughput"))
         tokens, per_token = finite(metrics.get("tokens_learned")), finite(measured.get("flops_per_token"))
         examples = finite(_mapping(metrics.get("train")).get("examples"))
+        logged = next((item for item in curves if item.stage == node.stage), None)
+        spent = tokens * per_token if tokens is not None and per_token is not None else logged.operations if logged else None
         learned = words.MISSING
         if tokens is not None:
             learned = f"{tokens:,.0f} tokens"
@@ -205,8 +207,8 @@ def _trainings(nodes: list[Node], curves: list[Curves]) -> Iterator[list[str]]:
             words.duration(node.artefact.manifest.seconds),
             _number(metrics.get("steps")),
             learned,
-            _rate(measured, next((item for item in curves if item.stage == node.stage), None)),
-            operations(tokens * per_token) if tokens is not None and per_token is not None else words.MISSING,
+            _rate(measured, logged),
+            words.MISSING if spent is None else operations(spent),
             words.percent(finite(measured.get("mfu"))),
         ]
 
@@ -231,14 +233,22 @@ def operations(count: float) -> str:
     return f"{count:,.0f} FLOP"
 
 
+def _places(trainings: list[Node]) -> Iterator[str]:
+    """The hardware of the trainings, in a sentence for all that ran alike."""
+    stages: dict[str, list[str]] = {}
+    for node in trainings:
+        stages.setdefault(_where(node), []).append(node.stage)
+    for where, names in stages.items():
+        yield words.clean(f"{words.listing(names)} ran {where}.")
+
+
 def _where(node: Node) -> str:
-    """The hardware of a training, in a sentence."""
     assert node.artefact is not None
     manifest = node.artefact.manifest
     hardware = _mapping(manifest.environment.get("hardware"))
     gpus = hardware.get("gpus")
     device = f"{len(gpus)} × {gpus[0]}" if isinstance(gpus, list) and gpus else str(hardware.get("cpu") or "unknown hardware")
     processes = finite(manifest.metrics.get("processes"))
+    ran = f"in {words.count(int(processes), 'process', 'processes')} " if processes is not None else ""
     precision = f" in {manifest.metrics['precision']}" if isinstance(manifest.metrics.get("precision"), str) else ""
-    ran = f" in {words.count(int(processes), 'process', 'processes')}" if processes is not None else ""
-    return words.clean(f"{node.stage} ran{ran} on {device}{precision}.")
+    return f"{ran}on {device}{precision}"

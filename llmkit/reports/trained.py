@@ -43,6 +43,8 @@ class Curves:
     samples: list[Sample]
     """What the model wrote after the last evaluation, if it is one that writes."""
     notes: list[str]
+    operations: float | None = None
+    """Floating point operations of the whole training, as transformers counts them where llmkit does not."""
 
 
 @dataclass
@@ -183,6 +185,7 @@ def _curves(stage: str, path: Path) -> Curves:
     """Losses and scores over steps. A resumed training logs some steps again: what it logged last counts."""
     lines: dict[str, dict[float, float]] = {}
     unreadable = lost = 0
+    operations = None
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -190,6 +193,7 @@ def _curves(stage: str, path: Path) -> Curves:
         except (ValueError, TypeError, KeyError):
             unreadable += bool(line.strip())
             continue
+        operations = finite(row.get("total_flos")) or operations
         for key, value in row.items():
             if step is None or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
@@ -216,6 +220,7 @@ def _curves(stage: str, path: Path) -> Curves:
         rate=[_series(key.replace("_per_second", " a second"), points) for key, points in lines.items() if _is_rate(key)],
         samples=_last_samples(path.with_name(SAMPLES)),
         notes=notes,
+        operations=operations,
     )
 
 
@@ -242,7 +247,7 @@ def _is_learning_rate(key: str) -> bool:
 
 
 def _is_rate(key: str) -> bool:
-    return key in ("tokens_per_second", "samples_per_second")
+    return key in ("tokens_per_second", "samples_per_second", "examples_per_second")
 
 
 def _is_score(key: str) -> bool:

@@ -164,6 +164,15 @@ def test_a_training_by_itself(chain: Chain, write: Callable[..., Written]) -> No
     assert not (written.directory / "model").exists()
 
 
+def test_what_a_fine_tuning_has_logged_of_its_cost_is_shown(chain: Chain, write: Callable[..., Written]) -> None:
+    log = "".join(json.dumps({"step": n, "loss": 1.0, "examples_per_second": 10.0 * n}) + "\n" for n in (1, 2, 9))
+    log += '{"step": 9, "train_loss": 1.0, "total_flos": 2904319721472.0}\n'
+    chain.artefact("finetune", chain.model_files(log), metrics={"steps": 9, "train": {"examples": 822, "truncated": 1}})
+    page = write(runs=[str(chain.root / "finetune")]).html
+    for text in ("20 examples/s", "2.9 TFLOP", "822 examples", "examples a second", "finetune ran on Some CPU."):
+        assert text in page, text
+
+
 def test_the_directory_of_a_pipeline_stands_for_its_last_evaluation(chain: Chain, write: Callable[..., Written]) -> None:
     chain.build()
     assert ReportConfig(runs=[str(chain.root)]).runs == [str(chain.root / "evaluate")]
