@@ -49,18 +49,21 @@ def option(
     identity: bool = True,
     made_by: tuple[str, ...] = (),
     kinds: tuple[str, ...] = (),
+    positional: bool = False,
 ) -> Any:
     """A dataclass field with what llmkit needs to know about it.
 
     Args:
         default, factory: as in `dataclasses.field`; neither makes the setting required.
         role: `files` is a path or pattern whose *content* counts; `artefact` is the directory of an earlier stage's result
-            (or of any model), whose fingerprint counts; in a mapping each key is one, and the values are settings.
+            (or of any model), whose fingerprint counts; in a list each item is one, in a mapping each key, and the values are
+            settings.
         identity: whether the value can change the bytes of the result, and so belongs to the fingerprint.
         made_by: the stages whose results an `artefact` may be.
         kinds: the endings of the `files` that are read where a directory or a pattern is given; empty for all.
+        positional: whether words of the command line that stand before any `--key` are its values; it is a list.
     """
-    metadata = {"role": role, "identity": identity, "made_by": made_by, "kinds": kinds}
+    metadata = {"role": role, "identity": identity, "made_by": made_by, "kinds": kinds, "positional": positional}
     return field(default=default, default_factory=factory, metadata=metadata)
 
 
@@ -76,6 +79,7 @@ class FieldSpec:
     identity: bool = True
     made_by: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
+    positional: bool = False
 
     @property
     def required(self) -> bool:
@@ -485,7 +489,7 @@ def read_settings_file(path: Path, _chain: tuple[Path, ...] = ()) -> list[Source
 
 
 def read_command_line(cls: type[StageConfig], words: list[str]) -> tuple[Source, list[str]]:
-    """Read `--key value`, `--key=value`, `--flag` and `--no_flag`.
+    """Read `--key value`, `--key=value`, `--flag` and `--no_flag`, and before these the values of the positional setting.
 
     Returns:
         The settings, and the problems found.
@@ -494,6 +498,11 @@ def read_command_line(cls: type[StageConfig], words: list[str]) -> tuple[Source,
     values: dict[str, Any] = {}
     problems: list[str] = []
     position = 0
+    positional = positional_of(cls)
+    if positional:
+        first = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+        values |= {positional.name: first} if first else {}
+        position = len(first)
     while position < len(words):
         word = words[position]
         position += 1
@@ -532,6 +541,11 @@ def read_command_line(cls: type[StageConfig], words: list[str]) -> tuple[Source,
         else:
             values[key] = items if len(items) > 1 else items[0]
     return Source(values, dict.fromkeys(values, "command line")), problems
+
+
+def positional_of(cls: type[StageConfig]) -> FieldSpec | None:
+    """The setting whose values need no `--key`, if there is one."""
+    return next((spec for spec in fields_of(cls).values() if spec.positional), None)
 
 
 def _is_bool(spec: FieldSpec | None) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmkit.config import Resolved, Source, help_text, parse_arguments, resolve
+from llmkit.config import Resolved, Source, help_text, parse_arguments, positional_of, resolve
 from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline import runner
 from llmkit.pipeline.artefact import Artefact, FileHashes
@@ -90,7 +90,7 @@ STAGES = {
             summary="a task model and a test set to metrics with intervals",
             config="llmkit.evaluation.evaluate:EvaluateConfig",
             function="llmkit.evaluation.evaluate:evaluate",
-            next="llmkit report --evaluation {output}",
+            next="llmkit report {output}",
             check="llmkit.evaluation.gate:check",
         ),
         Stage(
@@ -102,9 +102,10 @@ STAGES = {
         ),
         Stage(
             name="report",
-            summary="metrics to an HTML report and a model card",
+            summary="an evaluation, a training, or several side by side, to an HTML report and a model card",
             config="llmkit.reports.report:ReportConfig",
             function="llmkit.reports.report:report",
+            version=2,
             next="open {output}/report.html",
         ),
     )
@@ -130,7 +131,9 @@ def stage_help(stage: Stage) -> str:
         )
     if stage.plan:
         common.append("  --dry_run  (flag)\n      Say what would be made, how and why; make nothing.")
-    usage = f"usage: llmkit {stage.name} [--config FILE] [--key value ...]\n\n{stage.summary}\n"
+    positional = positional_of(stage.config_class)
+    words = f" [{positional.name.upper()} ...]" if positional else ""
+    usage = f"usage: llmkit {stage.name}{words} [--config FILE] [--key value ...]\n\n{stage.summary}\n"
     return "\n".join([usage, *common, "", help_text(stage.config_class)])
 
 

@@ -66,7 +66,8 @@ def _is_hidden(path: Path) -> bool:
 def test_wheel_holds_everything(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert not files_to_ship() - names
-    for name in ("llmkit/share/recipes/pretrain.py", "llmkit/data/reviews/train.jsonl", "llmkit/reports/page.html.j2"):
+    reports = [f"llmkit/reports/{name}" for name in ("page.html.j2", "examples.js", "schema.json")]
+    for name in ("llmkit/share/recipes/pretrain.py", "llmkit/data/reviews/train.jsonl", *reports):
         assert name in names
     top = {name.split("/")[0] for name in names}
     assert top == {"llmkit", next(name for name in top if name.endswith(".dist-info"))}

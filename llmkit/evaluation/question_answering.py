@@ -50,7 +50,13 @@ def measure(task: QuestionAnswering, test: list[Example], predictions: Predictio
             },
         },
     }
-    columns = {"exact_match": scores[:, 0].tolist(), "f1": scores[:, 1].tolist()}
+    columns = {
+        "exact_match": scores[:, 0].tolist(),
+        "f1": scores[:, 1].tolist(),
+        # Where in the input the context begins, and where in the context the answers are: the report marks them.
+        "context_start": [len(example.input()) - len(example.context) for example in test],
+        "answer_spans": [[[start, start + len(text)] for text, start in example.answers] for example in test],
+    }
     return Measured(metrics, metrics[:2], scores[:, 1], "f1", record, columns, groups)
 
 

@@ -186,8 +186,8 @@ def identify(
 
 
 def _places(name: str, value: Any) -> dict[str, str]:
-    """The artefacts that a setting names, by port: one, or with a mapping each of its keys, numbered in their order."""
-    if isinstance(value, dict):
+    """The artefacts that a setting names, by port: one, or each of a list or of a mapping's keys, numbered in their order."""
+    if isinstance(value, (dict, list)):
         return {f"{name}.{number}": place for number, place in enumerate(value)}
     return {name: value}
 

@@ -11,8 +11,10 @@ from typing import Any, get_args
 from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline.artefact import Artefact, FileRecord, sha256_of, write_synced
 from llmkit.reports import facts, lineage, sections, trained, words
-from llmkit.reports.facts import Comparison, Score, Told
+from llmkit.reports.facts import Told, Traced
 from llmkit.reports.lineage import Node
+from llmkit.reports.markdown import code, items, pairs, safe, table, with_interval
+from llmkit.reports.origins import Table, origins_of
 from llmkit.reports.trained import Model
 from llmkit.tasks.registry import TaskName
 from llmkit.tasks.tables import EMBEDDED
@@ -95,16 +97,17 @@ def write(told: Told) -> str:
     from huggingface_hub import ModelCard
 
     parts = [
-        f"# {_safe(told.title)}",
-        _safe(told.verdict),
+        f"# {safe(told.title)}",
+        safe(told.verdict),
         _what(told),
         _use(told),
-        _training_data(told),
-        _settings(told),
-        _results(told),
+        training_data(told),
+        settings(told),
+        cost(told),
+        results(told),
         *sections.markdown(told),
-        _limits(told),
-        _lineage(told),
+        limits(told),
+        lineage_part(told),
     ]
     body = "\n\n".join(part for part in parts if part)
     card = ModelCard(f"---\n{_front_matter(told)}\n---\n\n{body}\n")  # refuses front matter that is not valid
@@ -172,16 +175,16 @@ def _known(model: Model) -> dict[str, Any]:
 
 def _what(told: Told) -> str:
     assert told.model.node is not None
-    rows = [f"- {name}: {_safe(text)}" for name, text in trained.architecture(told.model)]
+    rows = [f"- {name}: {safe(text)}" for name, text in trained.architecture(told.model)]
     if told.labels:
-        rows.append(f"- labels: {', '.join(_safe(label) for label in told.labels[:_MAX_CLASSES])}")
+        rows.append(f"- labels: {', '.join(safe(label) for label in told.labels[:_MAX_CLASSES])}")
         if len(told.labels) > _MAX_CLASSES:
             rows[-1] += f" and {len(told.labels) - _MAX_CLASSES} more (see config.json)"
     base = told.model.node.at(trained.MODEL_PORT)
     origin = ""
     if base is not None:
         origin = " It was pretrained by llmkit from raw text and then trained for this task; the whole way is under Lineage."
-    return f"## What it is\n\nA model for {_safe(told.task.replace('-', ' '))}, trained with llmkit.{origin}\n\n" + "\n".join(
+    return f"## What it is\n\nA model for {safe(told.task.replace('-', ' '))}, trained with llmkit.{origin}\n\n" + "\n".join(
         rows
     )
 
@@ -208,96 +211,101 @@ def _use(told: Told) -> str:
     return f"## How to use it\n\n```python\n{usage.replace('PATH_OF_THIS_DIRECTORY', 'path/to/this/directory')}\n```"
 
 
-def _training_data(told: Told) -> str:
+def training_data(told: Traced) -> str:
     """Raw inputs by the stage that read them; file names only, so that the card names no one's directories."""
     rows = []
     for node in told.nodes:
-        if node.artefact is None or node is told.evaluation:
+        if node.artefact is None or node.stage == "evaluate":
             continue
         records = node.artefact.manifest.raw_inputs
         for record in records[:10]:
             held = f", {words.size(record.size)}" if record.size else ""
             name = Path(record.path).name if record.size else record.path  # what has no size is no file
-            rows.append(f"- {_safe(node.stage)}: `{_code(name)}`{held}, sha256 `{record.sha256[:12]}`")
+            rows.append(f"- {safe(node.stage)}: `{code(name)}`{held}, sha256 `{record.sha256[:12]}`")
         if len(records) > 10:
-            rows.append(f"- {_safe(node.stage)}: {len(records) - 10} more files")
+            rows.append(f"- {safe(node.stage)}: {len(records) - 10} more files")
     if any(node.problem for node in told.nodes):
         rows.append("- Part of the lineage can no longer be followed, so this list may be incomplete.")
-    stages = [
-        f"**{_safe(node.stage)}** ({node.purpose or 'no description'})\n\n"
-        + _pairs(list(words.flatten(node.artefact.manifest.metrics))[:24])
-        for node in told.nodes
-        if node.artefact and node.artefact.manifest.metrics and node.stage in ("preprocess", "tokenizer", "tokenize")
-    ]
     listed = "\n".join(rows) or "No raw input is recorded."
-    return "\n\n".join([f"## Training data\n\nRaw inputs, with the stage that read them:\n\n{listed}", *stages])
+    found = origins_of(told.nodes, told.curves)
+    tables = [_captioned(part) for part in (*found.data, found.data_sources, found.tokenizer) if part]
+    parts = [f"## Training data\n\nRaw inputs, with the stage that read them:\n\n{listed}", *tables, safe(found.vocabulary)]
+    return "\n\n".join(part for part in parts if part)
 
 
-def _settings(told: Told) -> str:
+def cost(told: Traced) -> str:
+    found = origins_of(told.nodes, told.curves)
+    return "\n\n".join(["## Cost", _captioned(found.cost), items(found.cost_notes)]) if found.cost else ""
+
+
+def _captioned(part: Table) -> str:
+    return f"{safe(part.caption)}:\n\n{table(part.head, part.rows)}"
+
+
+def settings(told: Traced) -> str:
     parts = []
     node = told.model.node
     while node is not None:
         chosen = trained.chosen_settings(node)
         if chosen:
-            parts.append(f"Chosen for `{_code(node.stage)}` (all others at their defaults):\n\n{_pairs(chosen, code=True)}")
+            parts.append(f"Chosen for `{code(node.stage)}` (all others at their defaults):\n\n{pairs(chosen, as_code=True)}")
         node = node.at(trained.MODEL_PORT)
     return "## Training settings\n\n" + "\n\n".join(parts) if parts else ""
 
 
-def _results(told: Told) -> str:
+def results(told: Told) -> str:
     level = f"{100 * told.interval:g}%"
-    where = f"{words.count(told.n, 'example')}" + (f" of the {_safe(told.split)} split" if told.split else "")
+    where = f"{words.count(told.n, 'example')}" + (f" of the {safe(told.split)} split" if told.split else "")
     head = ["Metric", f"This model ({level} interval)", *(item.name for item in told.baselines)]
     rows = [
         [
             score.title,
-            _with_interval(score),
-            *(_with_interval(facts.matching(item.scores, score)) for item in told.baselines),
+            with_interval(score),
+            *(with_interval(facts.matching(item.scores, score)) for item in told.baselines),
         ]
         for score in facts.shown_scores(told.scores)
     ]
     parts = [
-        f"## Results\n\nOn {where}" + (f" of {_safe(words.short(told.dataset))}" if told.dataset else "") + ".",
-        _table(head, rows),
+        f"## Results\n\nOn {where}" + (f" of {safe(words.short(told.dataset))}" if told.dataset else "") + ".",
+        table(head, rows),
     ]
-    details = [f"- {_safe(item.name)}: {_safe(item.detail)}" for item in told.baselines if item.detail]
+    details = [f"- {safe(item.name)}: {safe(item.detail)}" for item in told.baselines if item.detail]
     if details:
         parts.append("\n".join(details))
     if told.comparisons:
         head = ["Model against", "Metric", f"Difference ({level} interval)", "p", "The model is"]
         rows = [
-            [item.baseline, item.title, _difference(item), words.p_value(item.p_value), item.standing]
+            [
+                item.baseline,
+                item.title,
+                words.difference(item.difference, item.low, item.high),
+                words.p_value(item.p_value),
+                item.standing,
+            ]
             for item in told.comparisons
         ]
-        parts.append(_table(head, rows))
+        parts.append(table(head, rows))
     if 0 < len(told.classes) <= _MAX_CLASSES:
         names = facts.class_metrics(told.classes)
         head = ["Class", *(words.metric_title(name) for name in names), "Examples"]
         rows = [
             [
                 row.label,
-                *(_with_interval(row.scores.get(name)) for name in names),
+                *(with_interval(row.scores.get(name)) for name in names),
                 str(row.support if row.support is not None else words.MISSING),
             ]
             for row in told.classes
         ]
-        parts.append(_table(head, rows))
+        parts.append(table(head, rows))
     return "\n\n".join(parts)
 
 
-def _difference(item: Comparison) -> str:
-    if item.difference is None:
-        return words.MISSING
-    between = words.interval(item.low, item.high)
-    return words.signed(f"{item.difference:+.3f}") + (f" ({between})" if between else "")
+def limits(told: Traced) -> str:
+    notices = [f"- {safe(notice)}" for notice in told.notices]
+    return "## Limits\n\n" + "\n".join([*notices, *(f"- {safe(limit)}" for limit in told.limits)])
 
 
-def _limits(told: Told) -> str:
-    notices = [f"- {_safe(notice)}" for notice in told.notices]
-    return "## Limits\n\n" + "\n".join([*notices, *(f"- {_safe(limit)}" for limit in told.limits)])
-
-
-def _lineage(told: Told) -> str:
+def lineage_part(told: Traced) -> str:
     rows = [
         [
             node.stage,
@@ -308,17 +316,15 @@ def _lineage(told: Told) -> str:
         for node in told.nodes
     ]
     versions = [
-        f"- {_safe(words.listing(stages))}: "
-        + ", ".join(
-            f"{_safe(str(name))} {_safe(str(version))}" for name, version in (environment.get("versions") or {}).items()
-        )
-        + (f"; commit `{_code(str(environment['git_commit']))}`" if environment.get("git_commit") else "")
+        f"- {safe(words.listing(stages))}: "
+        + ", ".join(f"{safe(str(name))} {safe(str(version))}" for name, version in (environment.get("versions") or {}).items())
+        + (f"; commit `{code(str(environment['git_commit']))}`" if environment.get("git_commit") else "")
         for stages, environment in lineage.environments(told.nodes)
     ]
     return "\n\n".join(
         [
             "## Lineage",
-            _table(["Stage", "Fingerprint", "Made from", "Note"], rows),
+            table(["Stage", "Fingerprint", "Made from", "Note"], rows),
             "Versions:\n\n" + "\n".join(versions),
         ]
     )
@@ -329,35 +335,3 @@ def _made_from(node: Node) -> str:
         return words.MISSING
     earlier = [f"{item.stage} {item.fingerprint[:12]}" for item in node.inputs.values()]
     return ", ".join([*earlier, *(["raw bytes"] if node.artefact.manifest.raw_inputs else [])])
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Markdown
-
-
-def _with_interval(score: Score | None) -> str:
-    if score is None or score.value is None:
-        return words.MISSING
-    between = words.interval(score.low, score.high)
-    return words.score(score.value) + (f" ({between})" if between else "")
-
-
-def _pairs(pairs: list[tuple[str, str]], code: bool = False) -> str:
-    return "\n".join(f"- {f'`{_code(name)}`' if code else _safe(name)}: {_safe(text)}" for name, text in pairs)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell if cell == "---" else _safe(cell) for cell in line) + " |" for line in lines)
-
-
-def _safe(text: str) -> str:
-    """Text on one line that neither Markdown nor HTML takes for a sign of its own."""
-    line = " ".join(words.clean(str(text)).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", line)
-
-
-def _code(text: str) -> str:
-    """Text between backticks, which cannot be escaped there."""
-    return " ".join(words.clean(str(text)).split()).replace("`", "'").replace("|", "/")

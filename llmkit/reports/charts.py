@@ -35,6 +35,9 @@ svg.chart .l0 { stroke: var(--s0); } svg.chart .m0 { fill: var(--s0); }
 svg.chart .l1 { stroke: var(--s1); stroke-dasharray: 7 4; } svg.chart .m1 { fill: var(--s1); }
 svg.chart .l2 { stroke: var(--s2); stroke-dasharray: 2 4; } svg.chart .m2 { fill: var(--s2); }
 svg.chart .l3 { stroke: var(--s3); stroke-dasharray: 9 3 2 3; } svg.chart .m3 { fill: var(--s3); }
+svg.chart .box { fill: var(--wash); stroke: var(--soft); stroke-width: 1; } svg.chart .box.lost { stroke-dasharray: 4 3; }
+svg.chart .box.first { stroke: var(--s0); stroke-width: 2; } svg.chart .code { font-family: var(--mono); font-size: 11px; }
+svg.chart .edge { stroke: var(--soft); stroke-width: 1.25; fill: none; } svg.chart .head { fill: var(--soft); }
 svg.chart .cell { fill: var(--heat); }
 svg.chart text.count { font-size: 15px; font-weight: 600; fill: var(--ink); }
 svg.chart text.share { fill: var(--ink); }
@@ -61,6 +64,20 @@ class Bar:
     high: float | None = None
     first: bool = False
     """Drawn in the colour of the model, not of a baseline."""
+
+
+@dataclass
+class Box:
+    """A result of a stage in a graph."""
+
+    name: str
+    code: str
+    """A second line, in the type of code."""
+    inputs: list[int]
+    """Places in the list of boxes of those it was made from; all stand before it."""
+    is_lost: bool = False
+    first: bool = False
+    """Drawn in the colour of what the page is on."""
 
 
 def line_chart(series: Sequence[Series], *, key: str, title: str, x_label: str = "step", from_zero: bool = False) -> Markup:
@@ -278,6 +295,56 @@ def _cell(value: int, total: int, x: float, y: float, cell: float, height: float
     elif value:
         parts.append(f'<text class="share {tone}" x="{middle:.1f}" y="{centre + 4:.1f}" text-anchor="middle">{value}</text>')
     return parts
+
+
+def graph(boxes: Sequence[Box], *, key: str, title: str) -> Markup:
+    """What was made from what, from top to bottom; an arrow over more than one row goes round at the side.
+
+    Empty where a row would have more boxes than can be read.
+    """
+    rows: list[list[int]] = []
+    row_of: dict[int, int] = {}
+    for number, box in enumerate(boxes):
+        row_of[number] = max((row_of[source] + 1 for source in box.inputs), default=0)
+        if row_of[number] == len(rows):
+            rows.append([])
+        rows[row_of[number]].append(number)
+    widest = max(map(len, rows), default=0)
+    if not 0 < widest <= 3:
+        return Markup("")
+    side, high, step = 40.0, 40.0, 66.0
+    wide = min(170.0, (WIDTH - 2 * side) / widest - 12)
+    middle = {number: side + (WIDTH - 2 * side) * (place + 0.5) / len(row) for row in rows for place, number in enumerate(row)}
+    parts = []
+    for number, box in enumerate(boxes):
+        x, top = middle[number], 4 + step * row_of[number]
+        for source in box.inputs:
+            parts += _edge(middle[source], 4 + step * row_of[source], x, top, wide, high, row_of[number] - row_of[source])
+        kind = " lost" if box.is_lost else " first" if box.first else ""
+        parts += [
+            f'<rect class="box{kind}" x="{x - wide / 2:.1f}" y="{top:.1f}" width="{wide:.1f}" height="{high:.0f}" rx="4"/>',
+            f'<text class="strong" x="{x:.1f}" y="{top + 17:.1f}" text-anchor="middle">{_cut(box.name, int(wide / 8))}</text>',
+            f'<text class="code" x="{x:.1f}" y="{top + 32:.1f}" text-anchor="middle">{_cut(box.code, int(wide / 7))}</text>',
+        ]
+    summary = "; ".join(
+        f"{box.name} {box.code}" + (f" from {', '.join(boxes[source].name for source in box.inputs)}" if box.inputs else "")
+        for box in boxes
+    )
+    return _svg(key, WIDTH, step * len(rows) - step + high + 8, title, summary, parts)
+
+
+def _edge(x: float, y: float, to_x: float, to_y: float, wide: float, high: float, rows: int) -> list[str]:
+    """An arrow from the box whose top stands at the one place to that of the other."""
+    if rows == 1:
+        middle = (y + high + to_y) / 2
+        line = f"M{x:.1f} {y + high:.1f}C{x:.1f} {middle:.1f} {to_x:.1f} {middle:.1f} {to_x:.1f} {to_y - 5:.1f}"
+        head = f"M{to_x:.1f} {to_y:.1f}l-4 -7h8z"
+    else:
+        start, end, out = x + wide / 2, to_x + wide / 2, max(x, to_x) + wide / 2 + 16 * rows
+        line = f"M{start:.1f} {y + high / 2:.1f}C{out:.1f} {y + high / 2:.1f} {out:.1f} {to_y + high / 2:.1f} "
+        line += f"{end + 5:.1f} {to_y + high / 2:.1f}"
+        head = f"M{end:.1f} {to_y + high / 2:.1f}l7 -4v8z"
+    return [f'<path class="edge" d="{line}"/>', f'<path class="head" d="{head}"/>']
 
 
 def thin(points: Sequence[tuple[float, float]], limit: int = _POINTS) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Everything that the page and the card tell, read from the evaluation and from what it was made from.
+"""Everything that the report on an evaluation tells, read from it and from what it was made from.
 
 Nothing is drawn here, and nothing is worded for one format.
 """
@@ -13,15 +13,14 @@ from typing import Any
 
 from llmkit.errors import ArtefactError, DataError
 from llmkit.pipeline.artefact import Artefact
-from llmkit.reports import lineage, trained, verdict, words
+from llmkit.reports import examples, lineage, trained, verdict, words
+from llmkit.reports.examples import Example
 from llmkit.reports.lineage import Node
 from llmkit.reports.trained import Curves, Model
 from llmkit.reports.words import finite
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
-TEXT_LIMIT = 500
-"""Characters of a wrongly predicted text that are shown."""
 
 _LOWER_IS_BETTER = {"loss", "log_loss", "mse", "mae", "perplexity", "bits_per_byte", "ter", "brier", "ece", "error"}
 _AFTER_SHARES = {"mcc", "roc_auc", "pr_auc", "log_loss", "brier", "ece"}
@@ -91,30 +90,24 @@ class ClassRow:
 
 
 @dataclass
-class WrongPrediction:
-    """A prediction that was not wholly right, with how sure the model was."""
-
-    id: str
-    text: str
-    omitted: int
-    label: str
-    prediction: str
-    score: float | None
-    label_score: float | None
-    """Probability that was given to the true label."""
-    value: float = 0.0
-    """How good it is, up to 1."""
-
-
-@dataclass
 class Predictions:
     """What single predictions show."""
 
     n: int
     right: int
-    worst: list[WrongPrediction]
+    shown: list[Example]
+    """Those that the page shows, the worst errors first."""
     measure: str | None = None
     """What tells how good a prediction is, where it is more than right or wrong."""
+
+    @property
+    def are_judged(self) -> bool:
+        return examples.are_judged(self.shown)
+
+    @property
+    def errors(self) -> list[Example]:
+        """Those of the shown that are not wholly right."""
+        return [example for example in self.shown if not example.is_right]
 
 
 @dataclass
@@ -143,11 +136,27 @@ class Overlap:
     """Accuracy on the other examples."""
 
 
-@dataclass
-class Told:
-    """All that a report tells."""
+@dataclass(kw_only=True)
+class Traced:
+    """What a report on any one result tells."""
 
     title: str
+    verdict: str
+    curves: list[Curves]
+    model: Model
+    root: Node
+    """The result that is reported on."""
+    nodes: list[Node]
+    """The lineage, raw bytes first and the result last."""
+    limits: list[str]
+    notices: list[str]
+    """What is not as it should be: missing stages, numbers that do not agree."""
+
+
+@dataclass(kw_only=True)
+class Told(Traced):
+    """All that the report on an evaluation tells."""
+
     task: str
     dataset: str
     split: str
@@ -158,25 +167,22 @@ class Told:
     headline: list[Score]
     baselines: list[Baseline]
     comparisons: list[Comparison]
-    verdict: str
     classes: list[ClassRow]
     labels: list[str]
     confusion: list[list[int]]
     overlap: Overlap | None
     """None where it was not looked for."""
     predictions: Predictions | None
+    worst_errors: int
+    """How many errors stand on the page for readers without scripts."""
     seeds: list[OverSeeds]
     """Empty where one model was evaluated."""
-    curves: list[Curves]
-    model: Model
-    evaluation: Node
-    nodes: list[Node]
-    """The lineage, raw bytes first and the evaluation last."""
-    limits: list[str]
-    notices: list[str]
-    """What is not as it should be: missing stages, numbers that do not agree."""
     record: dict[str, Any]
     """metrics.json as it stands."""
+
+    @property
+    def evaluation(self) -> Node:
+        return self.root
 
     @property
     def absent(self) -> list[str]:
@@ -189,14 +195,13 @@ class Told:
         return f": {reason}" if isinstance(reason, str) else ""
 
 
-def gather(evaluation: str, title: str | None, worst_errors: int) -> Told:
+def gather(artefact: Artefact, title: str | None, worst_errors: int) -> Told:
     """Read an evaluation and follow it back to the raw bytes.
 
     Raises:
-        ArtefactError: the evaluation is not there, or its files are not those that its manifest describes.
+        ArtefactError: its files are not those that its manifest describes.
         DataError: its metrics or predictions lack what a report needs.
     """
-    artefact = Artefact.open(evaluation, "evaluate")
     changed = artefact.damaged(hashes=True)
     if changed:
         raise ArtefactError(f"{artefact.directory} was changed after it was made: {changed[0]}; evaluate again with --force")
@@ -235,11 +240,12 @@ def gather(evaluation: str, title: str | None, worst_errors: int) -> Told:
         labels=labels,
         confusion=confusion,
         overlap=_overlap(record),
-        predictions=_predictions(artefact.directory / PREDICTIONS, worst_errors, record),
+        predictions=_predictions(artefact.directory / PREDICTIONS, record),
+        worst_errors=worst_errors,
         seeds=list(_over_seeds(record, overall)),
         curves=list(trained.curves_of(model)),
         model=model,
-        evaluation=root,
+        root=root,
         nodes=nodes,
         limits=[],
         notices=notices,
@@ -342,12 +348,17 @@ def _comparison(item: Mapping[str, Any], interval: float) -> Comparison:
         low=low,
         high=high,
         p_value=p_value,
-        finding=_finding(metric, difference, low, high, p_value, interval),
+        finding=finding(difference, low, high, p_value, interval, metric in _LOWER_IS_BETTER),
     )
 
 
-def _finding(
-    metric: str, difference: float | None, low: float | None, high: float | None, p_value: float | None, interval: float
+def finding(
+    difference: float | None,
+    low: float | None,
+    high: float | None,
+    p_value: float | None,
+    interval: float,
+    lower_is_better: bool,
 ) -> str:
     """A difference counts only where its interval leaves out zero and, if there is a test, the test agrees."""
     if difference is None or (p_value is None and (low is None or high is None)):
@@ -356,7 +367,7 @@ def _finding(
     significant = p_value is None or p_value < 1 - interval
     if not apart or not significant or difference == 0:
         return "no clear difference"
-    return "worse" if (difference < 0) != (metric in _LOWER_IS_BETTER) else "better"
+    return "worse" if (difference < 0) != lower_is_better else "better"
 
 
 def _confusion(record: Mapping[str, Any], labels: list[str]) -> list[list[int]]:
@@ -422,8 +433,13 @@ def confusions(told: Told, limit: int) -> list[tuple[str, str, int, int]]:
 # Predictions
 
 
-def _predictions(path: Path, worst_errors: int, record: Mapping[str, Any]) -> Predictions | None:
-    """What the single predictions show; None where the evaluation kept none."""
+def read_predictions(path: Path) -> Any:
+    """predictions.parquet as a `pyarrow.Table`, its texts as strings, with a `value` and a `score` for each; None where there
+    is no such file.
+
+    Raises:
+        DataError: it is not what `llmkit evaluate` writes.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -437,8 +453,6 @@ def _predictions(path: Path, worst_errors: int, record: Mapping[str, Any]) -> Pr
     missing = [name for name in ("id", "text", "label", "prediction") if name not in table.column_names]
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
-    if table.num_rows == 0:
-        return Predictions(0, 0, [])
     for name in ("id", "text", "label", "prediction"):
         table = table.set_column(table.column_names.index(name), name, pc.cast(table[name], pa.string()))
     if "value" not in table.column_names:
@@ -446,32 +460,23 @@ def _predictions(path: Path, worst_errors: int, record: Mapping[str, Any]) -> Pr
         table = table.append_column("value", pc.cast(is_equal, pa.float64()))
     if "score" not in table.column_names:
         table = table.append_column("score", pa.nulls(table.num_rows, pa.float64()))
+    return table
+
+
+def _predictions(path: Path, record: Mapping[str, Any]) -> Predictions | None:
+    """What the single predictions show; None where the evaluation kept none."""
+    import pyarrow.compute as pc
+
+    table = read_predictions(path)
+    if table is None or table.num_rows == 0:
+        return None if table is None else Predictions(0, 0, [])
     is_error, perfect = bool(record.get("lower_is_better")), finite(record.get("perfect")) or 1.0
     is_right = pc.less_equal(table["value"], 0.0) if is_error else pc.greater_equal(table["value"], perfect)
-    right = pc.sum(is_right).as_py() or 0
-    wrong = table.filter(pc.invert(is_right))
-    order = pc.sort_indices(
-        wrong, [("value", "descending" if is_error else "ascending"), ("score", "descending"), ("id", "ascending")]
-    )
-    worst = [_wrong(row) for row in wrong.take(order[:worst_errors]).to_pylist()]
-    if is_error or record.get("value_is", "accuracy") != "accuracy":
-        return Predictions(table.num_rows, right, worst, str(record.get("value_is") or "value"))
-    return Predictions(table.num_rows, right, worst)
-
-
-def _wrong(row: dict[str, Any]) -> WrongPrediction:
-    text, omitted = words.shorten(words.clean(row["text"] or ""), TEXT_LIMIT)
-    label, prediction = row["label"] or "", row["prediction"] or ""
-    return WrongPrediction(
-        row["id"] or "",
-        text,
-        omitted,
-        label,
-        prediction,
-        finite(row["score"]),
-        finite(row.get(f"probability_{label}")),
-        finite(row["value"]) or 0.0,
-    )
+    is_right = pc.fill_null(is_right, False)
+    right = pc.sum(is_right).as_py()
+    graded = is_error or record.get("value_is", "accuracy") != "accuracy"
+    shown = examples.chosen(table, is_right, is_error, str(record.get("task")), graded)
+    return Predictions(table.num_rows, right, shown, str(record.get("value_is") or "value") if graded else None)
 
 
 def _disagreements(told: Told) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The evaluated model: its shape, its weights, what was chosen for its training and what was logged during it."""
+"""The model that a report is on: its shape, its weights, what was chosen for its training and what was logged during it."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ class Curves:
     samples: list[Sample]
     """What the model wrote after the last evaluation, if it is one that writes."""
     notes: list[str]
+    operations: float | None = None
+    """Floating point operations of the whole training, as transformers counts them where llmkit does not."""
 
 
 @dataclass
 class Model:
-    """The model that was evaluated."""
+    """The model that a report is on."""
 
     name: str
     node: Node | None = None
@@ -71,6 +73,11 @@ def model_of(root: Node) -> Model:
     name = Path(given).name if given.startswith(("/", ".", "~")) else given
     if node is None:
         return Model(name or "unknown", absent="the model that was evaluated is not a result of llmkit")
+    return model_at(node, given)
+
+
+def model_at(node: Node, given: str = "") -> Model:
+    """The model that a training has made, or the checkpoint of it whose path is given."""
     if node.artefact is None:
         return Model(node.directory, node, absent=f"the model ({node.directory}) is {node.problem}")
     directory, prefix = _evaluated_directory(node.artefact, given)
@@ -178,6 +185,7 @@ def _curves(stage: str, path: Path) -> Curves:
     """Losses and scores over steps. A resumed training logs some steps again: what it logged last counts."""
     lines: dict[str, dict[float, float]] = {}
     unreadable = lost = 0
+    operations = None
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -185,6 +193,7 @@ def _curves(stage: str, path: Path) -> Curves:
         except (ValueError, TypeError, KeyError):
             unreadable += bool(line.strip())
             continue
+        operations = finite(row.get("total_flos")) or operations
         for key, value in row.items():
             if step is None or isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
@@ -195,7 +204,7 @@ def _curves(stage: str, path: Path) -> Curves:
     loss = [_series(_loss_name(key), points) for key, points in lines.items() if _is_loss(key)]
     shares = {key: points for key, points in lines.items() if _is_score(key) and all(0 <= v <= 1 for v in points.values())}
     order = sorted(shares, key=lambda key: (key != "eval_accuracy", "f1" not in key, "macro" not in key, key))
-    scores = [_series(_score_name(key), shares[key]) for key in order]
+    scores = [_series(score_name(key), shares[key]) for key in order]
     notes = []
     if unreadable:
         notes.append(f"{words.count(unreadable, 'line')} of {LEDGER} could not be read")
@@ -211,6 +220,7 @@ def _curves(stage: str, path: Path) -> Curves:
         rate=[_series(key.replace("_per_second", " a second"), points) for key, points in lines.items() if _is_rate(key)],
         samples=_last_samples(path.with_name(SAMPLES)),
         notes=notes,
+        operations=operations,
     )
 
 
@@ -237,7 +247,7 @@ def _is_learning_rate(key: str) -> bool:
 
 
 def _is_rate(key: str) -> bool:
-    return key in ("tokens_per_second", "samples_per_second")
+    return key in ("tokens_per_second", "samples_per_second", "examples_per_second")
 
 
 def _is_score(key: str) -> bool:
@@ -245,7 +255,7 @@ def _is_score(key: str) -> bool:
     return key.startswith("eval_") and not count_or_rate
 
 
-def _score_name(key: str) -> str:
+def score_name(key: str) -> str:
     """`eval_f1_macro` or `eval_macro_f1` to `macro F1`."""
     parts = key.removeprefix("eval_").split("_")
     average = next((part for part in parts if part in ("macro", "micro", "weighted")), None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmkit.reports import lineage, sections, words
 
 if TYPE_CHECKING:
-    from llmkit.reports.facts import Told
+    from llmkit.reports.facts import Told, Traced
 
 # What the examples of the embedded data sets are, and what others are that they are not like.
 _EMBEDDED = {
@@ -145,7 +145,7 @@ def limits(told: Told) -> Iterator[str]:
         yield "No baseline was measured: the figures do not show whether something simpler does as well."
     for _, module, found in sections.present(told):
         yield from module.limits(found)
-    yield from _limits_of_lineage(told)
+    yield from limits_of_lineage(told)
 
 
 def _limits_of_data(told: Told) -> Iterator[str]:
@@ -175,7 +175,7 @@ def _limits_of_data(told: Told) -> Iterator[str]:
         )
 
 
-def _limits_of_lineage(told: Told) -> Iterator[str]:
+def limits_of_lineage(told: Traced) -> Iterator[str]:
     if told.model.node is None:
         yield (
             "The model is not a result of llmkit, so what it was trained on is not known here; the test texts may have "

@@ -90,8 +90,21 @@ def score(value: float | None) -> str:
     return signed(f"{value:.3f}" if abs(value) <= 1 else f"{value:,.2f}")
 
 
+def measure(value: float | None) -> str:
+    """A loss, a perplexity or the like: three decimals, or none where there are four digits before them."""
+    return MISSING if value is None else signed(f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}")
+
+
 def interval(low: float | None, high: float | None) -> str:
     return f"{score(low)} to {score(high)}" if low is not None and high is not None else ""
+
+
+def difference(value: float | None, low: float | None, high: float | None) -> str:
+    """`+0.031 (0.010 to 0.052)`."""
+    if value is None:
+        return MISSING
+    between = interval(low, high)
+    return signed(f"{value:+.3f}") + (f" ({between})" if between else "")
 
 
 def percent(value: float | None, digits: int = 1) -> str:

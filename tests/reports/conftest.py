@@ -168,7 +168,7 @@ def metrics_of(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def write_predictions(path: Path, rows: list[Row]) -> None:
+def write_predictions(path: Path, rows: list[Row], further: dict[str, list[Any]] | None = None) -> None:
     columns: dict[str, list[Any]] = {
         name: [row[number] for row in rows] for number, name in enumerate(("id", "text", "label", "prediction", "score"))
     }
@@ -177,7 +177,7 @@ def write_predictions(path: Path, rows: list[Row]) -> None:
         columns[f"probability_{label}"] = [
             row[4] if row[3] == label else (1 - row[4]) / max(1, len(labels) - 1) for row in rows
         ]
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(columns | (further or {})), path)
 
 
 @dataclass
@@ -310,13 +310,14 @@ class Chain:
         rows: list[Row] | None = None,
         record: dict[str, Any] | None = None,
         model: str | None = "finetune",
+        further: dict[str, list[Any]] | None = None,
         **given: Any,
     ) -> Artefact:
         rows = rows if rows is not None else example_rows()
         directory = self.root / "evaluate"
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "metrics.json").write_text(json.dumps(metrics_of(rows) if record is None else record), encoding="utf-8")
-        write_predictions(directory / "predictions.parquet", rows)
+        write_predictions(directory / "predictions.parquet", rows, further)
         values: dict[str, Any] = {
             "inputs": {"model_name_or_path": model} if model else {},
             "config": {"model_name_or_path": str(self.root / model) if model else "someone/some-model"},
@@ -356,7 +357,9 @@ def write(chain: Chain) -> Callable[..., Written]:
         directory = chain.root / f"{name}.partial"
         directory.mkdir(parents=True)
         said: list[str] = []
-        config = ReportConfig(evaluation=str(chain.root / "evaluate"), **settings)
+        if "runs" not in settings:
+            settings["evaluation"] = str(chain.root / "evaluate")
+        config = ReportConfig(**settings)
         metrics = report(config, Workspace(directory, say=said.append))
         return Written(directory, metrics, said)
 

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from llmkit.errors import ArtefactError
 from llmkit.pipeline.artefact import sha256_of
-from llmkit.reports import card
+from llmkit.reports import card, markdown
 
 if TYPE_CHECKING:
     from tests.reports.conftest import Chain, Written
@@ -157,7 +157,7 @@ def test_a_card_that_cannot_be_read_is_as_none(chain: Chain, write: Callable[...
 
 
 def test_every_sign_of_markdown_is_escaped() -> None:
-    assert card._safe("a|b `c` *d* <e> [f](g)\n# h") == "a\\|b \\`c\\` \\*d\\* &lt;e&gt; \\[f\\](g) \\# h"
+    assert markdown.safe("a|b `c` *d* <e> [f](g)\n# h") == "a\\|b \\`c\\` \\*d\\* &lt;e&gt; \\[f\\](g) \\# h"
 
 
 def test_the_languages_of_the_embedded_reviews_are_those_of_its_rows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -129,3 +130,19 @@ def test_values_read_as_people_write_them(value: object, key: str, text: str) ->
 def test_fit_counts_wide_characters_twice() -> None:
     assert words.fit("短短短短短短", 7) == "短短短…"
     assert words.fit("short", 7) == "short"
+
+
+def test_a_graph_has_a_box_for_each_result_and_an_arrow_for_each_input() -> None:
+    boxes = [
+        charts.Box("corpus <b>", "aaa", []),
+        charts.Box("tokenizer", "bbb", [0]),
+        charts.Box("tokens", "ccc", [0, 1], is_lost=True),
+        charts.Box("model", "ddd", [2], first=True),
+    ]
+    drawn = str(charts.graph(boxes, key="g", title="Lineage"))
+    parse(drawn)
+    assert drawn.count('class="box') == 4 and drawn.count('class="edge"') == 4 and drawn.count('class="head"') == 4
+    assert "tokens ccc from corpus &lt;b&gt;, tokenizer" in drawn
+    tops = [float(match) for match in re.findall(r'<rect class="box[^>]* y="([\d.]+)"', drawn)]
+    assert tops == sorted(tops) and len(set(tops)) == 4
+    assert charts.graph([charts.Box(str(n), "", []) for n in range(4)], key="g", title="Wide") == ""

@@ -133,6 +133,11 @@ def test_the_predictions_of_an_evaluation_are_the_answers_that_a_user_gets(
     assert [row["prediction"] for row in rows] == [item["answer"] for item in found]
     assert [row["score"] for row in rows] == pytest.approx([item["score"] for item in found], abs=1e-4)
     assert any(row["prediction"] == "" for row in rows) and any(row["prediction"] for row in rows)
+    for row, question in zip(rows, asked, strict=True):  # by these a report marks the answers
+        context = row["text"][row["context_start"] :]
+        assert context == question["context"]
+        assert [context[start:end] for start, end in row["answer_spans"]] == question["answers"]["text"]
+        assert not row["prediction"] or context.startswith(row["prediction"], row["answer_start"])
     for row, item in zip(asked, found, strict=True):
         assert row["context"][item["start"] : item["end"]] == item["answer"], "an answer is a piece of the context"
     for row, one in zip(rows, asked, strict=True):

@@ -1,0 +1,219 @@
+"""Several results on one page: what differs, and what may be compared at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from llmkit.errors import ArtefactError, ConfigError
+from llmkit.evaluation.comparison import compare_accuracy, compare_means
+from llmkit.reports.report import ReportConfig
+from llmkit.reports.side_by_side import distinct_names
+
+if TYPE_CHECKING:
+    from tests.reports.conftest import Chain, Row, Written
+
+
+def second(chain: Chain, rows: list[Row], record: dict[str, Any] | None = None, **given: Any) -> list[str]:
+    """Keep the evaluation that is there and make another one; the places of both."""
+    (chain.root / "evaluate").rename(chain.root / "first")
+    chain.evaluate(rows, record, **given)
+    return [str(chain.root / "first"), str(chain.root / "evaluate")]
+
+
+def mended(rows: list[Row], every: int) -> list[Row]:
+    return [(a, b, label, label if n % every == 0 else said, score) for n, (a, b, label, said, score) in enumerate(rows)]
+
+
+def test_the_same_examples_are_compared_one_by_one(chain: Chain, write: Callable[..., Written]) -> None:
+    rows, better = chain.example_rows(), mended(chain.example_rows(), 2)
+    chain.build(rows)
+    written = write(runs=second(chain, better[::-1]))
+    right = [np.array([row[2] == row[3] for row in item]) for item in (rows, better)]
+    expected = compare_accuracy(right[1], right[0], "first")
+    (found,) = written.json["differences"]
+    assert found["difference"] == expected.difference == pytest.approx(0.2)
+    assert (found["low"], found["high"], found["p_value"]) == (expected.low, expected.high, expected.p_value)
+    assert found["run"] == "evaluate" and found["baseline"] == "first" and found["finding"] == "better"
+    assert "All were measured on the same 30 examples" in written.html
+    assert written.json["verdict"].startswith("evaluate: better than first by 20.0 points")
+    assert "| accuracy | 0.600 (0.540 to 0.660) | 0.800 (0.740 to 0.860) |" in (written.directory / "report.md").read_text()
+
+
+def test_questions_on_one_context_are_no_independent_examples(chain: Chain, write: Callable[..., Written]) -> None:
+    rows = [(f"q{n}", f"Question {n}?\nContext {n // 3}.", "x", "x", 0.5) for n in range(30)]
+    values = [np.array([(n * 7 + shift) % 11 / 10 for n in range(30)]) for shift in (0, 3)]
+    record = {"task": "question-answering", "n": 30, "value_is": "f1", "metrics": [{"name": "f1", "value": 0.5}]}
+    starts = [row[1].index("\n") + 1 for row in rows]
+    chain.build(rows, record=record, further={"value": values[0], "context_start": starts})
+    places = second(chain, rows, record, further={"value": values[1], "context_start": starts})
+    (found,) = write(runs=places).json["differences"]
+    order = sorted(range(30), key=lambda n: f"q{n}")
+    numbers: dict[int, int] = {}
+    groups = np.array([numbers.setdefault(n // 3, len(numbers)) for n in order])
+    expected = compare_means(values[1][order], values[0][order], "first", "f1", 0, groups)
+    assert (found["difference"], found["low"], found["high"]) == (expected.difference, expected.low, expected.high)
+
+
+def test_documents_count_by_their_bytes(chain: Chain, write: Callable[..., Written]) -> None:
+    rows = [(f"d{n:02d}", f"Document {n}.", "", "", 0.5) for n in range(30)]
+    sizes = np.arange(1, 31)
+    bits = [np.linspace(1, 2, 30), np.linspace(0.95, 1.8, 30)]
+    record = {"task": "language-modeling", "n": 30, "value_is": "bits_per_byte", "lower_is_better": True, "metrics": []}
+    chain.build(rows, record=record, further={"value": bits[0], "bytes": sizes})
+    written = write(runs=second(chain, rows, record, further={"value": bits[1], "bytes": sizes}))
+    (found,) = written.json["differences"]
+    assert found["difference"] == pytest.approx(((bits[1] - bits[0]) * sizes).sum() / sizes.sum())
+    assert found["finding"] == "better" and found["difference"] < 0
+
+
+def test_documents_are_neither_right_nor_wrong(chain: Chain, write: Callable[..., Written]) -> None:
+    rows = [(f"d{n:02d}", f"Document {n}.", "", "", 0.5) for n in range(30)]
+    record = {"task": "language-modeling", "n": 30, "value_is": "bits_per_byte", "lower_is_better": True, "metrics": []}
+    chain.build(rows, record=record, further={"value": [1.0 + n / 10 for n in range(30)]})
+    page = write().html.partition("<script")[0]
+    assert "30 texts with their bits per byte." in page and "wholly right" not in page and "predicted: " not in page
+    assert page.index("Document 29.") < page.index("Document 28.")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ids": True}, "They were measured on different examples"),
+        ({"n": 31}, "their numbers of examples differ (30 and 31)"),
+        ({"task": "translation"}, "their tasks differ (text-classification and translation)"),
+        ({"value_is": "f1"}, "they were measured by accuracy and f1"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(
+    change: dict[str, Any], reason: str, chain: Chain, write: Callable[..., Written]
+) -> None:
+    rows = chain.example_rows()
+    chain.build(rows)
+    others = [("other", *row[1:]) for row in rows] if change.pop("ids", False) else rows
+    written = write(runs=second(chain, others, {**chain.metrics_of(rows), **change}))
+    assert reason in written.json["comparability"] and written.json["differences"] == []
+    assert "No difference was tested" in " ".join(written.json["limits"])
+
+
+def test_what_was_set_otherwise_is_listed(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    kept = {"learning_rate": 5e-5, "seed": 0}
+    first = chain.artefact("finetune", chain.model_files(chain.ledger(60, 1.0, 0.5)), name="one", config=kept)
+    chain.artefact(
+        "finetune", chain.model_files(chain.ledger(60, 1.0, 0.4)), name="two", config={**kept, "learning_rate": 1e-4}
+    )
+    written = write(runs=[str(first.directory), str(chain.root / "two")])
+    assert written.json["settings"] == {"finetune: learning_rate": {"one": "5e-05", "two": "0.0001"}}
+    assert written.html.count('<polyline class="line l1"') == 2  # losses of training and validation
+    assert "Fine-tuning: validation loss" in written.html
+
+
+def test_runs_are_named_by_what_tells_them_apart() -> None:
+    places = [Path("/r/seed-0/evaluate"), Path("/r/seed-1/evaluate"), Path("/r/other/deep/evaluate")]
+    assert distinct_names(places) == ["seed-0", "seed-1", "other/deep"]
+    assert distinct_names([Path("/r/a"), Path("/r/a/b")]) == ["a", "a/b"]
+    with pytest.raises(ConfigError, match="stands there twice"):
+        distinct_names([Path("/r/a"), Path("/r/a")])
+
+
+def test_evaluations_and_trainings_do_not_go_together(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    with pytest.raises(ConfigError, match="nothing in common"):
+        write(runs=[str(chain.root / "evaluate"), str(chain.root / "pretrain")])
+
+
+def test_a_training_by_itself(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    throughput = {"tokens_per_second": 5120.4, "flops_per_token": 6e6, "mfu": 0.42, "formula": "6 N", "convention": "no remat"}
+    metrics = {
+        "steps": 2000,
+        "train_loss": 3.31,
+        "tokens_learned": 1_000_000,
+        "epochs": 2.5,
+        "validation": {"loss": 3.42, "perplexity": 30.6, "bits_per_byte": 1.234, "tokens": 50_000},
+        "throughput": throughput,
+        "processes": 2,
+        "precision": "bf16",
+    }
+    part = {"documents": 10, "bytes_per_token": 3.5, "tokens_per_word": 1.25, "round_trip_failures": 0, "vocabulary_used": 0.9}
+    tokenizer = {"vocab_size": 8000, "splits": {"train": {**part, "sources": {"<books>": part}}}}
+    chain.artefact("tokenizer", {"tokenizer.json": "{}"}, inputs={"corpus": "preprocess"}, metrics=tokenizer)
+    inputs = {"tokenizer": "tokenizer", "corpus": "preprocess"}
+    chain.artefact(
+        "tokenize", {"a.bin": b"t"}, inputs=inputs, metrics={"train": {"tokens": 77, "documents": 10, "bytes": 300}}
+    )
+    files = chain.model_files(chain.ledger(2000, 9.0, 3.1))
+    chain.artefact("pretrain", files, inputs={"tokens": "tokenize"}, metrics=metrics)
+    written = write(runs=[str(chain.root / "pretrain")])
+    assert written.json["kind"] == "training" and written.metrics["validation_bits_per_byte"] == 1.234
+    assert written.json["verdict"] == (
+        "A bert model of 824 parameters was trained on 1,000,000 tokens, 2.5 times the corpus, in 2,000 steps; on 50,000 "
+        "held-out tokens its validation loss is 3.420, its validation perplexity is 30.600 and its validation bits per "
+        "byte is 1.234."
+    )
+    for text in ("6 TFLOP", "42.0%", "5,120 tokens/s", "removed: too short", "1,022", "&lt;books&gt;", "90.0%", "2 processes"):
+        assert text in written.html, text
+    document = (written.directory / "report.md").read_text(encoding="utf-8")
+    assert "6 TFLOP" in document and "## Lineage" in document and "## Limits" in document
+    assert not (written.directory / "model").exists()
+
+
+def test_what_a_fine_tuning_has_logged_of_its_cost_is_shown(chain: Chain, write: Callable[..., Written]) -> None:
+    log = "".join(json.dumps({"step": n, "loss": 1.0, "examples_per_second": 10.0 * n}) + "\n" for n in (1, 2, 9))
+    log += '{"step": 9, "train_loss": 1.0, "total_flos": 2904319721472.0}\n'
+    chain.artefact("finetune", chain.model_files(log), metrics={"steps": 9, "train": {"examples": 822, "truncated": 1}})
+    page = write(runs=[str(chain.root / "finetune")]).html
+    for text in ("20 examples/s", "2.9 TFLOP", "822 examples", "examples a second", "finetune ran on Some CPU."):
+        assert text in page, text
+
+
+def test_the_directory_of_a_pipeline_stands_for_its_last_evaluation(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    assert ReportConfig(runs=[str(chain.root)]).runs == [str(chain.root / "evaluate")]
+    chain.artefact("evaluate", {"metrics.json": "{}"}, name="later", created="2026-11-25T03:25:00+00:00")
+    assert ReportConfig(runs=[str(chain.root)]).runs == [str(chain.root / "later")]
+    chain.root.rename(chain.root.with_name("pipeline"))
+    above = ReportConfig(runs=[str(chain.root.parent)])
+    assert f"it holds those of pipeline: name one, as {chain.root.parent}/pipeline" in " ".join(above.problems())
+    chain.root.with_name("pipeline").rename(chain.root)
+    with pytest.raises(ArtefactError, match="is a result of 'tokenize', which has no report"):
+        write(runs=[str(chain.root / "tokenize")])
+    with pytest.raises(ArtefactError, match="holds no finished result"):
+        write("other", runs=[str(chain.root / "nothing")])
+
+
+def test_the_command_takes_results_by_position(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    from llmkit.cli import main
+
+    chain.build()
+    output = chain.root / "page"
+    assert main(["report", str(chain.root), "--title", "A title", "--output_dir", str(output)]) == 0
+    assert json.loads((output / "report.json").read_text(encoding="utf-8"))["title"] == "A title"
+    assert (output / "report.md").read_text(encoding="utf-8").startswith("# A title\n")
+    capsys.readouterr()
+    assert main(["report"]) == 2
+    assert "`llmkit report RUN`" in capsys.readouterr().err
+    assert main(["report", "--help"]) == 0
+    assert "usage: llmkit report [RUNS ...]" in capsys.readouterr().out
+    assert main(["status", "--runs_dir", str(chain.root)]) == 0
+
+
+def test_results_by_position_make_the_same_page_as_by_name(chain: Chain, tmp_path: Path) -> None:
+    from llmkit.cli import main
+    from llmkit.pipeline.artefact import Artefact
+
+    chain.build()
+    places = [str(chain.root / name) for name in ("pretrain", "finetune")]
+    assert main(["report", *places, "--output_dir", str(tmp_path / "a")]) == 0
+    assert main(["report", "--runs", *places, "--output_dir", str(tmp_path / "b")]) == 0
+    made = [Artefact.open(tmp_path / name, "report") for name in "ab"]
+    assert made[0].manifest.fingerprint == made[1].manifest.fingerprint
+    assert list(made[0].manifest.inputs) == ["runs.0", "runs.1"]
+    assert main(["report", *reversed(places), "--output_dir", str(tmp_path / "c")]) == 0
+    assert Artefact.open(tmp_path / "c", "report").manifest.fingerprint != made[0].manifest.fingerprint
