@@ -87,10 +87,12 @@ STAGES = {
         ),
         Stage(
             name="evaluate",
-            summary="a task model and a test set to metrics with intervals",
+            summary="a model and a test set to metrics with intervals",
             config="llmkit.evaluation.evaluate:EvaluateConfig",
             function="llmkit.evaluation.evaluate:evaluate",
             next="llmkit report --evaluation {output}",
+            resumes=True,
+            scratch=(".*",),
         ),
         Stage(
             name="quantize",

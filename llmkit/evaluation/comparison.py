@@ -57,6 +57,7 @@ def compare_means(
     seed: int,
     groups: np.ndarray | None = None,
     lower_is_better: bool = False,
+    weights: np.ndarray | None = None,
 ) -> Comparison:
     """Pair two systems on the same examples by a value per example: the mean difference with its bootstrap interval.
 
@@ -66,17 +67,20 @@ def compare_means(
         values, baseline_values: float64 of shape [n].
         groups: the number of the group that each example belongs to; groups are resampled and flipped as a whole. None: each
             is a group by itself.
+        weights: how much each value counts in the mean; None: all alike.
     """
-    differences = values - baseline_values
-    n, difference = len(differences), float(differences.mean())
-    sums = np.stack([differences, np.ones(n)], axis=1)
+    n = len(values)
+    counted = np.ones(n) if weights is None else weights
+    differences, whole = (values - baseline_values) * counted, float(counted.sum())
+    difference = float(differences.sum() / whole)
+    sums = np.stack([differences, counted], axis=1)
     low, high = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], seed, groups)
     flipped = differences if groups is None else np.bincount(groups, weights=differences)
     generator, flips = np.random.default_rng(seed), 4000
     extreme = 0
     for start in range(0, flips, 500):
         signs = generator.integers(0, 2, size=(min(500, flips - start), len(flipped)), dtype=np.int8) * 2 - 1
-        extreme += int((np.abs(signs @ flipped / n) >= abs(difference) - 1e-12).sum())
+        extreme += int((np.abs(signs @ flipped / whole) >= abs(difference) - 1e-12).sum())
     p_value = (extreme + 1) / (flips + 1)
     between = f"({low:+.3f} to {high:+.3f}, p = {p_value:.2g}, n = {n})"
     if p_value >= 1 - LEVEL or low <= 0 <= high:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow
 import pyarrow.parquet
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from llmkit.config import Source, resolve
 from llmkit.errors import ColumnError, LLMKitError
+from llmkit.evaluation import resumed
 from llmkit.evaluation.intervals import LEVEL, Metric
 from llmkit.evaluation.measured import Measured, evaluation_of
 from llmkit.evaluation.sections import Evaluated, sections
@@ -25,6 +27,7 @@ from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import Split, read_dataset, read_table, source_name
 from llmkit.training.examples import Examples, load_examples
 from llmkit.training.finetune import FinetuneConfig
+from llmkit.training.hardware import use_cpu_well
 from llmkit.training.seeds import in_words
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
     """Measure a task model; see `evaluate.evaluate`."""
     disable_progress_bar()
+    if not torch.accelerator.is_available():
+        use_cpu_well(config.cpu_threads or torch.get_num_threads())
     finetuned = finetuned_artefact(config.model_name_or_path)
     task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
     evaluation = evaluation_of(task)
@@ -48,7 +53,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
         words = f"{config.model_name_or_path!r} has learned no task of llmkit and is taken for {task.name.replace('-', ' ')}"
         raise ColumnError(f"model_name_or_path: {words}, but {failure}; fine-tune it, or name its --task") from failure
     evaluation.adapt(task, test, data)
-    predictions = list(task.predict(model, tokenizer, test, config.per_device_eval_batch_size))
+    predictions = resumed.predict(config, task, model, tokenizer, test, workspace)
     measured = evaluation.measure(task, test, predictions, config.seed)
     result: dict[str, Any] = {
         "task": task.name,
