@@ -205,7 +205,7 @@ def _scored(
     pending: list[list[float]] = []
     saved = time.monotonic()
     with Progress(int(targets[:done].sum()), int(targets.sum()), workspace.say, "evaluate", "token") as progress:
-        for batch in _batches(windows.lengths, done, config.per_device_eval_batch_size, model.device.type):
+        for batch in batches(windows.lengths, done, config.per_device_eval_batch_size, model.device.type):
             pending += score_windows(scorer, tokens, windows.taken(batch), bins)
             if time.monotonic() - saved > _SAVED_EVERY or batch[-1] == len(windows) - 1:
                 begun.append(pending)
@@ -214,7 +214,7 @@ def _scored(
     return _added_up(begun, tokens, windows, bins)
 
 
-def _batches(lengths: np.ndarray, done: int, batch_size: int, device: str) -> Iterator[np.ndarray]:
+def batches(lengths: np.ndarray, done: int, batch_size: int, device: str) -> Iterator[np.ndarray]:
     """Windows from number `done` on that are computed at once; lengths do not rise."""
     limit = _TOKENS_AT_ONCE.get(device, _TOKENS_ON_ACCELERATORS)
     while done < len(lengths):

@@ -19,7 +19,7 @@ _EMBEDDED = {
     "llmkit/instructions": ("conversations", "what people ask", "real requests"),
 }
 
-_OF_HUNDRED, _UNBOUNDED = {"bleu", "chrf"}, {"ter", "mse", "mae", "perplexity"}
+_OF_HUNDRED, _UNBOUNDED = {"bleu", "chrf"}, {"ter", "mse", "mae", "perplexity", "bits_per_byte"}
 
 
 def title(task: str, dataset: str) -> str:

@@ -55,12 +55,19 @@ class Example(base.Example):
 class _Question:
     """A question as tokens."""
 
-    shared: list[int]
-    """What the choices have in common of what the model reads, without the last token before they differ."""
-    rests: list[list[int]]
-    """What it reads of each after that."""
-    targets: list[list[int]]
-    """What follows each token of the rests; `IGNORED` before the choice begins."""
+    before: list[list[int]]
+    """What stands before each choice, at least one token: the same for all, unless a choice changes how it is encoded."""
+    choices: list[list[int]]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all choices go on from the same tokens."""
+        return all(tokens == self.before[0] for tokens in self.before)
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads."""
+        return len(self.before[0]) + sum(map(len, self.choices))
 
 
 class MultipleChoice(LanguageTask[Example]):
@@ -137,38 +144,40 @@ class MultipleChoice(LanguageTask[Example]):
     # Tokens
 
     def prompt(self, example: Example, tokenizer: Any) -> list[int]:
-        return _encoded(example.question.rstrip(), tokenizer) or [_first_token(tokenizer)]
+        return _encoded([example.question.rstrip()], tokenizer)[0]
 
     def sequences(self, example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
         """The question with its right choice, which alone is learned."""
-        before, whole = self._with_choice(example, example.answer or 0, tokenizer)
-        return whole, [IGNORED] * before + whole[before:]
+        (question,) = self._questions([example], tokenizer, None)
+        before, choice = question.before[example.answer or 0], question.choices[example.answer or 0]
+        return before + choice, [IGNORED] * len(before) + choice
 
-    def _with_choice(self, example: Example, number: int, tokenizer: Any) -> tuple[int, list[int]]:
-        """The tokens of the question with a choice after a space, and how many of them stand before the choice; they are
-        encoded as one text, as lm-evaluation-harness does."""
-        before = self.prompt(example, tokenizer)
-        spaces = example.question[len(example.question.rstrip()) :]
-        whole = _encoded(f"{example.question.rstrip()}{spaces or ' '}{example.choices[number]}", tokenizer)
-        if not example.question.strip():
-            whole = before + whole
-        return len(before), whole
-
-    def _question(self, example: Example, tokenizer: Any, context: int) -> _Question:
-        """Tokens of a question; where they are too many, its beginning is left out."""
-        read, asked = [], []
-        for number in range(len(example.choices)):
-            before, whole = self._with_choice(example, number, tokenizer)
-            targets = [IGNORED] * (before - 1) + whole[before:]
-            if len(targets) < len(whole) - 1 or before >= len(whole):
-                raise DataError(f"{example.place}: of the choice {example.choices[number]!r} no token is left to be scored")
-            read.append(whole[:-1][-context:])
-            asked.append(targets[-context:])
-        common = 0
-        limit = min(len([target for target in targets if target == IGNORED]) for targets in asked)
-        while common < limit and len({ids[common] for ids in read}) == 1:
-            common += 1
-        return _Question(read[0][:common], [ids[common:] for ids in read], [targets[common:] for targets in asked])
+    def _questions(self, data: Sequence[Example], tokenizer: Any, context: int | None) -> list[_Question]:
+        """Questions as tokens. A choice stands after a space, and is encoded together with the question, as
+        lm-evaluation-harness does; where both are longer than the context, the beginning is left out."""
+        asked = [example.question.rstrip() for example in data]
+        spaces = [example.question[len(text) :] or " " for example, text in zip(data, asked, strict=True)]
+        prompts = _encoded(asked, tokenizer)
+        texts = [
+            f"{text}{space}{choice}"
+            for example, text, space in zip(data, asked, spaces, strict=True)
+            for choice in example.choices
+        ]
+        wholes = iter(_encoded(texts, tokenizer))
+        found = []
+        for example, prompt in zip(data, prompts, strict=True):
+            question = _Question([], [])
+            for choice in example.choices:
+                whole = next(wholes)
+                before, tokens = whole[: len(prompt)], whole[len(prompt) :]
+                left_out = max(0, len(whole) - 1 - context) if context is not None else 0
+                if not tokens or left_out >= len(before):
+                    why = "is more than the model reads" if tokens else "adds no token to the question"
+                    raise DataError(f"{example.place}: the choice {choice[:40]!r} {why}")
+                question.before.append(before[left_out:])
+                question.choices.append(tokens)
+            found.append(question)
+        return found
 
     # Predictions
 
@@ -176,9 +185,8 @@ class MultipleChoice(LanguageTask[Example]):
         """The number of the most likely choice (`choice`) and its text; also the one that is most likely a character
         (`choice_norm`) and a byte (`choice_bytes`), by which long choices are at no disadvantage; `loglikelihoods` of all, and
         as `score` the share of the chosen one in their probabilities."""
-        context = context_length(model.config, tokenizer, None)
-        questions = [self._question(example, tokenizer, context) for example in data]
-        for example, found in zip(data, self.loglikelihoods(model, questions, batch_size), strict=True):
+        questions = self._questions(data, tokenizer, context_length(model.config, tokenizer, None))
+        for example, found in zip(data, self._loglikelihoods(model, questions, batch_size), strict=True):
             sizes = np.array([[len(text), len(text.encode())] for text in example.choices], dtype=np.float64)
             best = int(found.argmax())
             chances = np.exp(found - found.max())
@@ -186,19 +194,22 @@ class MultipleChoice(LanguageTask[Example]):
                 "prediction": example.choices[best],
                 "score": float(chances[best] / chances.sum()),
                 "choice": best,
-                "choice_norm": int((found / np.maximum(sizes[:, 0], 1)).argmax()),
-                "choice_bytes": int((found / np.maximum(sizes[:, 1], 1)).argmax()),
+                "choice_norm": int((found / sizes[:, 0]).argmax()),
+                "choice_bytes": int((found / sizes[:, 1]).argmax()),
                 "loglikelihoods": found.tolist(),
             }
 
-    def loglikelihoods(self, model: Any, questions: Sequence[_Question], batch_size: int) -> Iterator[np.ndarray]:
+    def _loglikelihoods(self, model: Any, questions: Sequence[_Question], batch_size: int) -> Iterator[np.ndarray]:
         """Of each question the log-likelihoods of its choices, float64 of shape [choices]."""
-        scorer = TokenScorer(model)
-        score = _scored_shared if _can_share(model) else _scored_plainly
+        scorer, can_share = TokenScorer(model), _can_share(model)
         found: list[np.ndarray] = [np.empty(0)] * len(questions)
-        lengths = np.array([len(item.shared) + sum(map(len, item.rests)) for item in questions])
+        lengths = np.array([question.length for question in questions])
         for chosen in batches_of_like_length(lengths, batch_size):
-            for index, values in zip(chosen, score(scorer, [questions[index] for index in chosen]), strict=True):
+            batch = [questions[index] for index in chosen]
+            shares = can_share and all(question.is_shared for question in batch)
+            losses = _losses_shared(scorer, batch) if shares else _losses_plainly(scorer, batch)
+            ends = np.cumsum([len(question.choices) for question in batch])[:-1]
+            for index, values in zip(chosen, np.split(-losses, ends), strict=True):
                 found[index] = values
         yield from found
 
@@ -212,52 +223,49 @@ def _can_share(model: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
-def _scored_shared(scorer: TokenScorer, questions: list[_Question]) -> Iterator[np.ndarray]:
-    """What the choices share is read once, with questions side by side, then all choices go on from there.
+def _losses_shared(scorer: TokenScorer, questions: list[_Question]) -> np.ndarray:
+    """The loss of each choice. What stands before the choices is read once, and foretells the first token of all of them;
+    those with further tokens go on from there.
 
     Rows are filled up on the right: the beginnings need no mask, as causal attention does not look ahead, and what filled them
     up is masked when the choices are read.
     """
-    if not all(question.shared for question in questions):
-        yield from _scored_plainly(scorer, questions)
-        return
-    cache = DynamicCache(config=scorer.model.config)
-    lengths = torch.tensor([len(question.shared) for question in questions])
-    shared = _filled([question.shared for question in questions], 0)
-    scorer.read(shared, cache)
-    owners = torch.repeat_interleave(torch.tensor([len(question.rests) for question in questions]))
-    device = scorer.model.device
+    device, cache = scorer.model.device, DynamicCache(config=scorer.model.config)
+    shared = _filled([question.before[0] for question in questions], 0)
+    lengths = torch.tensor([len(question.before[0]) for question in questions])
+    is_last = torch.arange(shared.shape[1]) == lengths[:, None] - 1
+    states = scorer.states(shared, is_last, past_key_values=cache, use_cache=True)
+    owners = torch.repeat_interleave(torch.tensor([len(question.choices) for question in questions]))
+    choices = [choice for question in questions for choice in question.choices]
+    losses = scorer.losses(states[owners.to(device)], torch.tensor([choice[0] for choice in choices]))[0]
+    longer = [number for number, choice in enumerate(choices) if len(choice) > 1]
+    if not longer:
+        return losses
+    owners = owners[longer]
     cache.batch_select_indices(owners.to(device))
-    rests = [rest for question in questions for rest in question.rests]
-    before = lengths[owners][:, None]
-    ids, asked = _filled(rests, 0), _filled([row for question in questions for row in question.targets], IGNORED)
-    sizes = torch.tensor([len(rest) for rest in rests])[:, None]
+    rests = [choices[number] for number in longer]
+    before, sizes = lengths[owners][:, None], torch.tensor([[len(choice) - 1] for choice in rests])
+    ids = _filled([choice[:-1] for choice in rests], 0)
     places = torch.arange(ids.shape[1])
-    is_read, is_new = torch.arange(shared.shape[1]) < before, places < sizes
-    yield from _by_question(
-        questions,
-        scorer(
-            ids,
-            asked,
-            past_key_values=cache,
-            position_ids=(before + torch.minimum(places, sizes - 1)).to(device),  # what fills up has none of its own
-            attention_mask=torch.cat([is_read, is_new], dim=1).to(device),
-        )[0],
-    )
+    further = scorer(
+        ids,
+        _filled([choice[1:] for choice in rests], IGNORED),
+        past_key_values=cache,
+        position_ids=(before + torch.minimum(places, sizes - 1)).to(device),  # what fills up has none of its own
+        attention_mask=torch.cat([torch.arange(shared.shape[1]) < before, places < sizes], dim=1).to(device),
+    )[0]
+    np.add.at(losses, np.repeat(longer, sizes[:, 0]), further)
+    return losses
 
 
-def _scored_plainly(scorer: TokenScorer, questions: list[_Question]) -> Iterator[np.ndarray]:
-    """Each choice with all that stands before it."""
-    ids = [question.shared + rest for question in questions for rest in question.rests]
-    asked = [[IGNORED] * len(question.shared) + row for question in questions for row in question.targets]
-    yield from _by_question(questions, scorer(_filled(ids, 0), _filled(asked, IGNORED))[0])
-
-
-def _by_question(questions: list[_Question], losses: np.ndarray) -> Iterator[np.ndarray]:
-    """The log-likelihoods of choices from the losses of their tokens, one after the other."""
-    counts = [sum(target != IGNORED for target in row) for question in questions for row in question.targets]
-    sums = np.array([part.sum() for part in np.split(losses, np.cumsum(counts)[:-1])])
-    yield from (-part for part in np.split(sums, np.cumsum([len(question.rests) for question in questions])[:-1]))
+def _losses_plainly(scorer: TokenScorer, questions: list[_Question]) -> np.ndarray:
+    """The loss of each choice, read with all that stands before it."""
+    pairs = [pair for question in questions for pair in zip(question.before, question.choices, strict=True)]
+    ids = _filled([[*before, *choice[:-1]] for before, choice in pairs], 0)
+    asked = _filled([[IGNORED] * (len(before) - 1) + choice for before, choice in pairs], IGNORED)
+    losses = np.zeros(len(pairs))
+    np.add.at(losses, np.repeat(np.arange(len(pairs)), [len(choice) for _, choice in pairs]), scorer(ids, asked)[0])
+    return losses
 
 
 def _filled(rows: list[list[int]], value: int) -> torch.Tensor:
@@ -268,13 +276,8 @@ def _filled(rows: list[list[int]], value: int) -> torch.Tensor:
     return filled
 
 
-def _encoded(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _first_token(tokenizer: Any) -> int:
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return int(first)
+def _encoded(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    return list(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _choices(value: Any) -> tuple[list[str], list[str]]:

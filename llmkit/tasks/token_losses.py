@@ -31,9 +31,8 @@ class TokenScorer:
         self._head = model.get_output_embeddings()
         self._is_bare = isinstance(self._head, torch.nn.Linear) and self._gives_the_logits()
 
-    @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, targets: torch.Tensor, **inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Negative log-likelihoods, and whether each target is the most likely token.
+        """Losses of what follows tokens.
 
         Args:
             ids: what the model reads, int64 of shape [rows, tokens], filled up on the right: a causal model does not see that.
@@ -41,32 +40,32 @@ class TokenScorer:
             inputs: further arguments of the model.
 
         Returns:
-            float64 and bool of shape [targets], row by row.
+            As `losses`, row by row.
         """
-        wanted, device = targets != IGNORED, self.model.device
-        hidden, logits_of = self._states(ids.to(device), wanted.to(device), inputs)
-        asked = targets[wanted].to(device)
-        parts = zip(hidden.split(_CHUNK_SIZE), asked.split(_CHUNK_SIZE), strict=True)
-        found = [_losses(logits_of(part), chunk) for part, chunk in parts]
-        losses, right = (torch.cat(items).cpu() for items in zip(*found, strict=True))
-        return losses.double().numpy(), right.numpy()
-
-    def _states(
-        self, ids: torch.Tensor, wanted: torch.Tensor, inputs: dict[str, Any]
-    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-        """What stands at the targets, and the function that makes logits of it."""
-        if self._is_bare:
-            with self._head_as(lambda hidden: hidden):
-                hidden = self.model(input_ids=ids, **inputs).logits
-            return hidden[wanted], self._head
-        # Logits that are capped or scaled after the output layer can only be had from the model itself, and whole.
-        return self.model(input_ids=ids, **inputs).logits[wanted], lambda part: part
+        wanted = targets != IGNORED
+        return self.losses(self.states(ids, wanted, **inputs), targets[wanted])
 
     @torch.inference_mode()
-    def read(self, ids: torch.Tensor, cache: Any) -> None:
-        """Let the model read tokens, int64 of shape [rows, tokens], whose keys and values go into a cache."""
+    def states(self, ids: torch.Tensor, wanted: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """What stands at the wanted positions, shape [wanted, width]: hidden states, or logits where these cannot be had from
+        hidden states alone (they are capped or scaled after the output layer)."""
+        device = self.model.device
+        if not self._is_bare:
+            return self.model(input_ids=ids.to(device), **inputs).logits[wanted.to(device)]
         with self._head_as(lambda hidden: hidden):
-            self.model(input_ids=ids.to(self.model.device), past_key_values=cache, use_cache=True)
+            return self.model(input_ids=ids.to(device), **inputs).logits[wanted.to(device)]
+
+    @torch.inference_mode()
+    def losses(self, states: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Negative log-likelihoods of targets, int64 of shape [targets], and whether each is the most likely token.
+
+        Returns:
+            float64 and bool of shape [targets].
+        """
+        parts = zip(states.split(_CHUNK_SIZE), targets.to(states.device).split(_CHUNK_SIZE), strict=True)
+        found = [_losses(self._head(part) if self._is_bare else part, asked) for part, asked in parts]
+        losses, right = (torch.cat(items).cpu() for items in zip(*found, strict=True))
+        return losses.double().numpy(), right.numpy()
 
     @contextmanager
     def _head_as(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:

@@ -400,3 +400,20 @@ def test_trigrams_know_what_they_have_seen() -> None:
     model = Trigrams(stream, vocab_size=10, end=0)
     assert model.losses(np.array([1, 2, 3])).sum() < model.losses(np.array([3, 2, 1])).sum() / 3
     assert len(model.losses(np.zeros(0, dtype=np.int64))) == 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The report
+
+
+def test_the_page_and_the_card_show_it(run: Any, evaluated: Artefact, tmp_path: Path) -> None:
+    made = run("report", tmp_path / "r", evaluation=evaluated.directory)
+    html = (made.directory / "report.html").read_text(encoding="utf-8")
+    found = result_of(evaluated)[0]["language_model"]
+    assert f"{found['tokens']:,} tokens in {found['bytes']:,} bytes" in html
+    for title in ("Loss by how many tokens the model has in view", "By source", "By language or script", "What it writes"):
+        assert title in html
+    assert "better than" in html or "worse than" in html or "not clearly different from" in html
+    card = (made.directory / "model" / "README.md").read_text(encoding="utf-8")
+    assert "pipeline_tag: text-generation" in card
+    assert "| zh | 1 |" in card

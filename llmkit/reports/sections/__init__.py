@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmkit.reports.facts import Told
 
-SECTIONS: tuple[str, ...] = ()
+SECTIONS: tuple[str, ...] = ("language_model",)
 """In the order in which the page shows them."""
 
 
