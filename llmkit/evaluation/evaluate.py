@@ -77,6 +77,10 @@ class EvaluateConfig(Columns, LanguageModelSettings, StageConfig):
     dataset_split: str = option("test")
     """Split of that data set."""
 
+    lm_eval: list[str] | None = option(None)
+    """Instead of a test set: tasks of lm-evaluation-harness, which is an extra, as `tasks=one,two`. Beside it `include_path=`, a
+    directory of local tasks (those of the harness are then left out), `num_fewshot=`, and `limit=`, documents of each task."""
+
     per_device_eval_batch_size: int = option(64)
     """Examples, or windows of documents, computed at once; of windows fewer where they are long."""
 
@@ -91,7 +95,9 @@ class EvaluateConfig(Columns, LanguageModelSettings, StageConfig):
 
     def problems(self) -> Iterable[str]:
         yield from super().problems()
-        if self.corpus is None:
+        if self.lm_eval is not None:
+            yield from self._lm_eval_problems()
+        elif self.corpus is None:
             yield from source_problems(self, "test_file")
         elif self.test_file or self.dataset_name:
             yield "corpus: documents are given, and others; give one of corpus, test_file and dataset_name"
@@ -104,8 +110,29 @@ class EvaluateConfig(Columns, LanguageModelSettings, StageConfig):
             if value is not None and value < 1:
                 yield f"{name}: is {value}, must be at least 1"
 
+    def _lm_eval_problems(self) -> Iterable[str]:
+        given = self.lm_eval_settings()
+        for word in given.keys() - {"tasks", "include_path", "num_fewshot", "limit"}:
+            yield f"lm_eval: {word!r} is none of tasks=, include_path=, num_fewshot= and limit="
+        if not given.get("tasks"):
+            yield "lm_eval: name the tasks: tasks=one,two"
+        if not Path(given.get("include_path", ".")).is_dir():
+            yield f"lm_eval: there is no directory {given['include_path']!r} (looked in {Path.cwd()})"
+        for name in ("num_fewshot", "limit"):
+            if not given.get(name, "1").isdigit():
+                yield f"lm_eval: {name} is {given[name]!r}, must be a whole number"
+        for name in ("task", "test_file", "dataset_name", "corpus"):
+            if getattr(self, name):
+                yield f"{name}: the tasks of lm_eval say what is measured; give one of the two"
+
+    def lm_eval_settings(self) -> dict[str, str]:
+        """What `lm_eval` says, by name."""
+        return dict(word.partition("=")[::2] for word in self.lm_eval or [])
+
     def raw_inputs(self) -> dict[str, str]:
-        return dataset_marks(self.dataset_name, (self.dataset_split,))
+        marks = dataset_marks(self.dataset_name, (self.dataset_split,))
+        local = self.lm_eval_settings().get("include_path")
+        return marks | (dataset_marks(local, ()) if local else {})
 
     def result_settings(self, processes: int) -> dict[str, Any]:
         """Weights that were changed where they lie: their manifest, which stands for them else, does not know of it."""
@@ -123,6 +150,10 @@ def evaluate(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
     Returns:
         The headline metrics with their intervals.
     """
+    if config.lm_eval is not None:
+        from llmkit.evaluation.harness import evaluate_with_lm_eval
+
+        return evaluate_with_lm_eval(config, workspace)
     from llmkit.evaluation import language_model
     from llmkit.evaluation.task_model import evaluate_task_model
 
