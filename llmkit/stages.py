@@ -87,11 +87,13 @@ STAGES = {
         ),
         Stage(
             name="evaluate",
-            summary="a task model and a test set to metrics with intervals",
+            summary="a model and a test set to metrics with intervals",
             config="llmkit.evaluation.evaluate:EvaluateConfig",
             function="llmkit.evaluation.evaluate:evaluate",
             next="llmkit report {output}",
             check="llmkit.evaluation.gate:check",
+            resumes=True,
+            scratch=(".*",),
         ),
         Stage(
             name="quantize",

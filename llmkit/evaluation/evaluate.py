@@ -1,14 +1,15 @@
-"""Stage `evaluate`: a task model and a test set to metrics, predictions and baselines."""
+"""Stage `evaluate`: a model and a test set to metrics, predictions and baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from llmkit.config import StageConfig, option
+from llmkit.config import StageConfig, fields_of, option
 from llmkit.evaluation import gate
-from llmkit.tasks.registry import TaskName
+from llmkit.tasks.registry import EvaluatedName
 from llmkit.tasks.settings import Columns
 from llmkit.training.finetune import dataset_marks, source_problems
 
@@ -17,17 +18,52 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(Columns, StageConfig):
+class LanguageModelSettings(StageConfig):
+    """How a base language model is measured on documents."""
+
+    task_name: ClassVar[Any] = "language-modeling"
+
+    corpus: str | None = option(None, role="artefact", made_by=("preprocess", "tokenize"))
+    """Instead of a file or data set: the documents of a `preprocess` or `tokenize` result, its validation split."""
+
+    sample_by: Literal["document", "paragraph", "line"] = option("document")
+    """What of a .txt file is a document: all of it, what stands between blank lines, or a line."""
+
+    max_length: int | None = option(None)
+    """Tokens that the model reads at once; None: what it takes, at most 4096."""
+
+    stride: int | None = option(None)
+    """Tokens between the beginnings of two windows over a long document; None: half of what is read at once. Shorter ones show
+    more of what stands before a token, and cost more."""
+
+    sample_prompts: list[str] | None = option(None)
+    """Prompts after which the model writes a text; None: the beginnings of the first three documents."""
+
+    sample_tokens: int = option(40)
+    """Longest of these texts in tokens."""
+
+    def problems(self) -> Iterable[str]:
+        yield from super().problems()
+        for name in ("max_length", "stride", "sample_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}: is {value}, must be at least 1"
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(Columns, LanguageModelSettings, StageConfig):
     """Settings of the evaluate stage."""
 
     model_name_or_path: str = option(role="artefact")
-    """Model to measure: the directory of a `finetune` result, or any model of transformers with the head of a task."""
+    """Model to measure: the directory of a `finetune` result, any model of transformers with the head of a task, or a base
+    language model."""
 
-    task: TaskName | None = option(None)
-    """Its task; None: as its config says."""
+    task: EvaluatedName | None = option(None)
+    """Its task; None: as its config says. A causal model that has learned none is measured by `language-modeling` where the
+    data are nothing but texts, or by `multiple-choice` if asked."""
 
     test_file: str | None = option(None, role="files")
-    """Test examples: .csv, .tsv, .jsonl or .parquet, one a row."""
+    """Test examples: .csv, .tsv, .jsonl or .parquet, one a row; for language modeling documents, also .txt."""
 
     dataset_name: str | None = option(None)
     """Instead of a file: the name or directory of a data set that `datasets` can load, or an embedded one, such as
@@ -42,8 +78,16 @@ class EvaluateConfig(Columns, StageConfig):
     dataset_split: str = option("test")
     """Split of that data set."""
 
+    lm_eval: list[str] | None = option(None)
+    """Instead of a test set: tasks of lm-evaluation-harness, which is an extra, as `tasks=one,two`. Beside it `include_path=`,
+    a directory of local tasks (those of the harness are then left out), `num_fewshot=`, and `limit=`, documents of each
+    task."""
+
     per_device_eval_batch_size: int = option(64)
-    """Examples computed at once."""
+    """Examples, or windows of documents, computed at once; of windows fewer where they are long."""
+
+    cpu_threads: int | None = option(None, identity=False)
+    """Threads on the CPU. None: as torch chooses."""
 
     baselines: bool = option(True)
     """Measure the baselines too; they learn from the examples that a `finetune` result was trained on."""
@@ -51,6 +95,7 @@ class EvaluateConfig(Columns, StageConfig):
     selfcheck: bool = option(False)
     """Compare every metric with its reference (scikit-learn, scipy, sacrebleu, the definition of SQuAD), and count predictions
     that change with the batch size; a metric that differs ends the evaluation."""
+
     leakage: bool = option(True)
     """Look for the n-grams of test examples in what the model was trained on: its pretraining corpus and its fine-tuning
     examples, as the lineage has them. Takes about a minute for 2 GB of text."""
@@ -72,12 +117,54 @@ class EvaluateConfig(Columns, StageConfig):
 
     def problems(self) -> Iterable[str]:
         yield from gate.problems(self.gate or [])
-        yield from source_problems(self, "test_file")
-        if self.per_device_eval_batch_size < 1:
-            yield f"per_device_eval_batch_size: is {self.per_device_eval_batch_size}, must be at least 1"
+        yield from super().problems()
+        if self.lm_eval is not None:
+            yield from self._lm_eval_problems()
+        elif self.corpus is None:
+            yield from source_problems(self, "test_file")
+        elif self.test_file or self.dataset_name:
+            yield "corpus: documents are given, and others; give one of corpus, test_file and dataset_name"
+        if self.task not in (None, LanguageModelSettings.task_name):
+            known = fields_of(LanguageModelSettings)
+            for name in [name for name, spec in known.items() if getattr(self, name) != spec.default]:
+                yield f"{name}: is a setting of language-modeling, and the task is {self.task}"
+        for name in ("per_device_eval_batch_size", "cpu_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}: is {value}, must be at least 1"
+
+    def _lm_eval_problems(self) -> Iterable[str]:
+        given = self.lm_eval_settings()
+        for word in given.keys() - {"tasks", "include_path", "num_fewshot", "limit"}:
+            yield f"lm_eval: {word!r} is none of tasks=, include_path=, num_fewshot= and limit="
+        if not given.get("tasks"):
+            yield "lm_eval: name the tasks: tasks=one,two"
+        if not Path(given.get("include_path", ".")).is_dir():
+            yield f"lm_eval: there is no directory {given['include_path']!r} (looked in {Path.cwd()})"
+        for name in ("num_fewshot", "limit"):
+            if not given.get(name, "1").isdigit():
+                yield f"lm_eval: {name} is {given[name]!r}, must be a whole number"
+        for name in ("task", "test_file", "dataset_name", "corpus"):
+            if getattr(self, name):
+                yield f"{name}: the tasks of lm_eval say what is measured; give one of the two"
+
+    def lm_eval_settings(self) -> dict[str, str]:
+        """What `lm_eval` says, by name."""
+        return dict(word.partition("=")[::2] for word in self.lm_eval or [])
 
     def raw_inputs(self) -> dict[str, str]:
-        return dataset_marks(self.dataset_name, (self.dataset_split,))
+        marks = dataset_marks(self.dataset_name, (self.dataset_split,))
+        local = self.lm_eval_settings().get("include_path")
+        return marks | (dataset_marks(local, ()) if local else {})
+
+    def result_settings(self, processes: int) -> dict[str, Any]:
+        """Weights that were changed where they lie: their manifest, which stands for them else, does not know of it."""
+        from llmkit.pipeline.artefact import enclosing
+
+        place = Path(self.model_name_or_path)
+        artefact = enclosing(place) if place.exists() else None
+        changed = artefact.changed(".safetensors") if artefact is not None else {}
+        return {"changed_weights": changed} if changed else {}
 
 
 def evaluate(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
@@ -86,6 +173,14 @@ def evaluate(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
     Returns:
         The headline metrics with their intervals.
     """
+    if config.lm_eval is not None:
+        from llmkit.evaluation.harness import evaluate_with_lm_eval
+
+        return evaluate_with_lm_eval(config, workspace)
+    from llmkit.evaluation import language_model
     from llmkit.evaluation.task_model import evaluate_task_model
+
+    if language_model.is_asked(config):
+        return language_model.evaluate_language_model(config, workspace)
 
     return evaluate_task_model(config, workspace)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow
 import pyarrow.parquet
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from llmkit.config import Source, resolve
 from llmkit.errors import ColumnError, LLMKitError
-from llmkit.evaluation import gate
+from llmkit.evaluation import gate, resumed
 from llmkit.evaluation.intervals import LEVEL, Metric
 from llmkit.evaluation.measured import Measured, evaluation_of
 from llmkit.evaluation.sections import Evaluated, sections
@@ -27,6 +28,7 @@ from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import Split, pick_column, read_dataset, read_table, source_name
 from llmkit.training.examples import Examples, load_examples
 from llmkit.training.finetune import FinetuneConfig
+from llmkit.training.hardware import use_cpu_well
 from llmkit.training.seeds import in_words
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
     """Measure a task model; see `evaluate.evaluate`."""
     disable_progress_bar()
+    if not torch.accelerator.is_available():
+        use_cpu_well(config.cpu_threads or torch.get_num_threads())
     finetuned = finetuned_artefact(config.model_name_or_path)
     task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
     evaluation = evaluation_of(task)
@@ -55,7 +59,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     if config.gate:  # what one example gives has the same metrics as all, and a wrong name is told before the long work
         one = evaluation.measure(task, test[:1], list(task.predict(model, tokenizer, test[:1], 1)), config.seed)
         gate.check_names(config.gate, [metric.key for metric in one.metrics if metric.label is None])
-    predictions = list(task.predict(model, tokenizer, test, config.per_device_eval_batch_size))
+    predictions = resumed.predict(config, task, model, tokenizer, test, workspace)
     measured = evaluation.measure(task, test, predictions, config.seed)
     result: dict[str, Any] = {
         "task": task.name,

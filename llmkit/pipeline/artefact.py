@@ -160,6 +160,19 @@ class Artefact:
                 wrong.append(f"{record.path} has another sha256 than the manifest says")
         return wrong
 
+    def changed(self, ending: str) -> dict[str, str]:
+        """Files of that ending that are not what the manifest says, with the sha256 that they have now. Only files that were
+        written after the manifest are read."""
+        made = (self.directory / MANIFEST).stat().st_mtime_ns
+        found = {}
+        for record in self.manifest.files:
+            path = self.directory / record.path
+            if record.path.endswith(ending) and path.is_file() and path.stat().st_mtime_ns > made:
+                sha256 = sha256_of(path)
+                if sha256 != record.sha256:
+                    found[record.path] = sha256
+        return found
+
     def input(self, port: str) -> Artefact | None:
         """The earlier artefact at an input, or None where it is no longer there or has changed since."""
         record = self.manifest.inputs.get(port)

@@ -67,6 +67,8 @@ class Stage:
     """Raised when the same settings and inputs give other bytes than before."""
     launched: bool = False
     """Whether it is started by `accelerate launch`, and resumes what an earlier attempt left."""
+    resumes: bool = False
+    """Whether it resumes what an earlier attempt left though it is not launched."""
     checkpoints: str | None = None
     """Pattern of what an unfinished run has reached. A run that has reached something is not thrown away unasked."""
     scratch: tuple[str, ...] = ()
@@ -83,6 +85,11 @@ class Stage:
     artefact, says what it finds, returns the exit code."""
     plan: str | None = None
     """`module:function` that says what the stage would do, for `--dry_run`; takes settings, returns text, writes nothing."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it resumes what an earlier attempt left."""
+        return self.launched or self.resumes
 
     @cached_property
     def config_class(self) -> type[StageConfig]:
@@ -373,7 +380,7 @@ def _ready_made(stage: Stage, output: Path, identity: Identity, force: bool) -> 
 def was_forced(stage: Stage, output: Path, identity: Identity) -> bool:
     """Whether a run with --force was stopped that can be gone on with; without --force, which would begin it again."""
     attempt = Attempt.peek(partial_of(output))
-    return stage.launched and attempt is not None and attempt.forced and attempt.is_at(identity)
+    return stage.goes_on and attempt is not None and attempt.forced and attempt.is_at(identity)
 
 
 def _run_beside_main(stage: Stage, resolved: Resolved[Any], output: Path, identity: Identity, force: bool) -> Artefact:
@@ -519,7 +526,7 @@ def _prepare(stage: Stage, resolved: Resolved[Any], output: Path, identity: Iden
             f"{partial} holds an unfinished run that differs in {_differences(earlier.settings, identity.settings)}; "
             f"go on with those settings, name another directory, or discard it with --force"
         )
-    keep = is_same and stage.launched and not force
+    keep = is_same and stage.goes_on and not force
     words = ["llmkit", stage.name, "--config", str(partial / SETTINGS), "--output_dir", str(output)]
     attempt = Attempt(
         stage=stage.name,

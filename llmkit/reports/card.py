@@ -20,6 +20,8 @@ from llmkit.tasks.registry import TaskName
 from llmkit.tasks.tables import EMBEDDED
 
 CARD = "README.md"
+_HUB_TASKS = {"language-modeling": "text-generation", "multiple-choice": "text-generation"}
+"""What the hub calls those tasks that have another name here."""
 _MAX_CLASSES = 40
 _PUBLISHED = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 """Configuration, weights and tokenizer; no pickles, no logs, no optimizer."""
@@ -124,7 +126,7 @@ def _front_matter(told: Told) -> str:
         license=known.get("license"),
         base_model=known.get("base_model"),
         library_name="transformers",
-        pipeline_tag=told.task,
+        pipeline_tag=_HUB_TASKS.get(told.task, told.task),
         tags=list(dict.fromkeys(["llmkit", told.task])),
         datasets=[told.dataset] if is_hub else None,
         metrics=list(dict.fromkeys(score.name for score in told.scores)),
@@ -140,7 +142,7 @@ def _eval_results(told: Told) -> Any:
     name = words.clean(words.short(told.dataset)) or "unnamed"
     return [
         EvalResult(
-            task_type=told.task,
+            task_type=_HUB_TASKS.get(told.task, told.task),
             task_name=told.task.replace("-", " ").capitalize(),
             dataset_type=name if words.is_hub_name(told.dataset) else re.sub(r"[^\w.-]+", "-", name),
             dataset_name=name,

@@ -21,7 +21,7 @@ _EMBEDDED = {
 
 _ALIKE = "Texts that are only alike were not looked for."
 
-_OF_HUNDRED, _UNBOUNDED = {"bleu", "chrf"}, {"ter", "mse", "mae", "perplexity"}
+_OF_HUNDRED, _UNBOUNDED = {"bleu", "chrf"}, {"ter", "mse", "mae", "perplexity", "bits_per_byte"}
 
 
 def title(task: str, dataset: str) -> str:

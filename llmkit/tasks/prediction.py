@@ -10,12 +10,10 @@ their predictions, and the file appears by a rename.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -25,36 +23,42 @@ from typing import Any
 
 import pyarrow.parquet
 import torch
-from tqdm import tqdm
-from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from llmkit import __version__
 from llmkit.errors import ArtefactError, ColumnError, ConfigError, DataError
 from llmkit.pipeline import lock
 from llmkit.pipeline.artefact import MANIFEST, enclosing, environment, sha256_of, sync
-from llmkit.pipeline.stage import is_path, partial_of, writing
+from llmkit.pipeline.stage import partial_of, writing
 from llmkit.resources import display
 from llmkit.tasks.base import Example, Task
 from llmkit.tasks.loading import load_task_model
 from llmkit.tasks.predict import STDIN, PredictConfig
+from llmkit.tasks.predicted import (
+    ASIDE,
+    JOB,
+    PREDICTED,
+    TABLE,
+    Predicted,
+    Progress,
+    differences,
+    model_files,
+    no_terminal,
+    write_whole,
+)
 from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import Row, iterate_table
 from llmkit.tasks.temperature import calibrated, temperature_of
-from llmkit.tasks.writers import ColumnTypes, as_json, in_blocks, plain, record_batches, write_parquet, write_text_table
+from llmkit.tasks.writers import ColumnTypes, as_json, in_blocks, record_batches, write_parquet, write_text_table
 
 ERROR = "error"
 """The column that says why a row has no prediction."""
 
-_JOB, _PREDICTED, _LINES, _TABLE, _ASIDE = "job.json", "predictions.jsonl", "stdin.txt", "table", "aside"
-_OURS = {_JOB, _PREDICTED, _LINES, _TABLE, _ASIDE, lock.HOLDER}
-
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
+_LINES = "stdin.txt"
+_OURS = {JOB, PREDICTED, _LINES, TABLE, ASIDE, lock.HOLDER}
 
 # The settings that may name what the lines of a text file are, and what tasks call it else.
 _LINE_SETTINGS, _LINE_COLUMNS = ("text_column", "source_column", "source_lang", "prompt_column"), ("text", "source", "prompt")
-
-_SAY_EVERY = 30.0  # seconds, where there is no terminal for a bar
 
 
 def predict_file(config: PredictConfig, say: Callable[[str], None] = print) -> None:
@@ -131,20 +135,20 @@ def _predict(config: PredictConfig, output: Path, partial: Path, say: Callable[[
     if failed == survey.rows:
         begun.remove()
         raise DataError(f"none of the {failed:,} rows of {source.shown} can be predicted; the first: {first}")
-    _write_table(partial / _TABLE, output.suffix.lower(), source, survey, begun, prefix)
+    _write_table(partial / TABLE, output.suffix.lower(), source, survey, begun, prefix)
     source.refuse_change()
-    sync(partial / _TABLE)
+    sync(partial / TABLE)
     made = {
         "job": job,
         "task": task.name,
         "rows": survey.rows,
         "rows_without_prediction": failed,
-        "sha256": sha256_of(partial / _TABLE),
+        "sha256": sha256_of(partial / TABLE),
         "environment": environment(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     write_whole(record, made, partial)
-    os.replace(partial / _TABLE, output)
+    os.replace(partial / TABLE, output)
     sync(output.parent)
     begun.remove()
     what = f"predict: {survey.rows:,} rows" + (f", {failed:,} of them without a prediction" if failed else "")
@@ -323,7 +327,7 @@ def _predicted(
     if not examples:
         return []
     try:
-        with _no_terminal():
+        with no_terminal():
             return list(task.predict(model, tokenizer, examples, batch_size))
     except DataError as failure:  # a prompt that leaves no room to go on, say
         if len(examples) == 1:
@@ -331,139 +335,11 @@ def _predicted(
     return [row for example in examples for row in _predicted(task, model, tokenizer, [example], batch_size)]
 
 
-@contextlib.contextmanager
-def _no_terminal() -> Iterator[None]:
-    """While it lasts, a task draws no bar of its own for each chunk."""
-
-    class Plain(io.TextIOBase):
-        def write(self, text: str) -> int:
-            return stream.write(text)
-
-        def flush(self) -> None:
-            stream.flush()
-
-    stream = sys.stderr
-    with contextlib.redirect_stderr(Plain()):
-        yield
-
-
-class Predicted:
-    """What is predicted so far, on disk."""
-
-    def __init__(self, partial: Path):
-        self._directory, self._job, self._lines = partial, partial / _JOB, partial / _PREDICTED
-        self._first: dict[str, Any] = {}
-
-    def _begun(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self._job.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-
-    def is_forced(self, job: dict[str, Any]) -> bool:
-        """Whether this very job was begun to replace a file that is there."""
-        begun = self._begun()
-        return begun is not None and begun["forced"] and begun["job"] == job
-
-    def refuse_another(self, job: dict[str, Any], output: Path) -> None:
-        """Refuse to go on with what another job has predicted.
-
-        Raises:
-            ArtefactError: there is some.
-        """
-        begun = self._begun()
-        if begun is not None and begun["job"] != job and self._whole()[1]:
-            raise ArtefactError(
-                f"{display(output)} was begun with another job, which differs in {_differences(begun['job'], job)}; take "
-                f"another --output, or begin anew with --force"
-            )
-
-    def begin(self, job: dict[str, Any], force: bool) -> int:
-        """Go on with a job, or begin it anew. On disk it is there with its first chunk: what fails before is in nobody's way.
-
-        Returns:
-            The number of rows that are predicted already.
-        """
-        begun = self._begun()
-        if begun is None or begun["job"] != job or force:
-            self.remove()
-        self._first = {"job": job, "forced": force}
-        size, rows = self._whole()
-        if self._lines.exists():
-            os.truncate(self._lines, size)
-        return rows
-
-    def _whole(self) -> tuple[int, int]:
-        """The bytes of all whole chunks, and their rows; the last one may have been cut short."""
-        size = rows = 0
-        with contextlib.suppress(FileNotFoundError, ValueError), self._lines.open("rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):
-                    rows += len(json.loads(line))
-                    size += len(line)
-        return size, rows
-
-    def append(self, predicted: list[dict[str, Any] | str]) -> None:
-        """Put the next chunk on disk."""
-        if not self._job.exists():
-            write_whole(self._job, self._first, self._directory)
-        with self._lines.open("ab") as file:
-            file.write(json.dumps(predicted, default=plain).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync(self._directory)
-
-    def rows(self) -> Iterator[dict[str, Any] | str]:
-        """All of it, row by row."""
-        with self._lines.open("rb") as file:
-            for line in file:
-                yield from json.loads(line)
-
-    def remove(self) -> None:
-        """Forget all; the job first, without which the rest is nothing."""
-        for path in (self._job, self._lines, self._directory / _TABLE, self._directory / _ASIDE):
-            path.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, values: dict[str, Any], partial: Path) -> None:
-    """Write a JSON file so that it is there whole or not at all; what a kill leaves lies in `partial`."""
-    aside = partial / _ASIDE
-    aside.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync(aside)
-    os.replace(aside, path)
-
-
 def _failures(begun: Predicted) -> tuple[int, str]:
     """How many rows have no prediction, and why the first has none."""
     reasons = (row for row in begun.rows() if isinstance(row, str))
     first = next(reasons, None)
     return (0, "") if first is None else (1 + sum(1 for _ in reasons), first)
-
-
-class Progress:
-    """A bar with rate and estimate on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, done: int, total: int, say: Callable[[str], None]):
-        self._bar = tqdm(desc="predict", total=total, initial=done, unit="row", disable=None)
-        self._first, self._done, self._total, self._say = done, done, total, say
-        self._start = self._said = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def add(self, rows: int) -> None:
-        """Some more rows are predicted."""
-        self._done += rows
-        self._bar.update(rows)
-        now = time.monotonic()
-        if self._bar.disable and now - self._said > _SAY_EVERY:
-            rate = (self._done - self._first) / (now - self._start)
-            left = tqdm.format_interval((self._total - self._done) / rate)
-            self._say(f"predict: {self._done:,} of {self._total:,} rows, {rate:,.1f} rows/s, {left} left")
-            self._said = now
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -511,26 +387,10 @@ def _job(config: PredictConfig, columns: Columns, source: Source, temperature: f
     settings |= {} if temperature is None else {"temperature": temperature}
     return {
         "llmkit": __version__,
-        "model": _model_files(config.model_name_or_path),
+        "model": model_files(config.model_name_or_path),
         "input": {"sha256": source.sha256, "format": source.kind},
         "settings": {**settings, **vars(columns)},
     }
-
-
-def _model_files(name: str) -> dict[str, str]:
-    """The sha256 of each file of a model's directory that can change what it says; of a hub model, its commit."""
-    directory = Path(name)
-    if is_path(name) and not directory.is_dir():
-        raise ConfigError([f"model_name_or_path: there is no directory {name!r} (looked in {Path.cwd()})"])
-    if directory.is_dir():
-        try:
-            files = sorted(path for path in directory.iterdir() if path.suffix in _MODEL_FILES and path.name != MANIFEST)
-            return {path.name: sha256_of(path) for path in files}
-        except OSError as failure:
-            raise ConfigError([f"model_name_or_path: {name!r} cannot be read: {failure}"]) from None
-    with contextlib.suppress(OSError, ValueError):  # whoever loads the model says what is wrong with it
-        return {name: str(getattr(AutoConfig.from_pretrained(name), "_commit_hash", None))}
-    return {name: ""}
 
 
 def _is_finished(output: Path, record: Path, job: dict[str, Any]) -> bool:
@@ -549,22 +409,5 @@ def _made(output: Path, record: Path) -> dict[str, Any] | None:
 
 def _why_not(output: Path, record: Path, job: dict[str, Any]) -> str:
     made = _made(output, record)
-    what = "is there already" if made is None else f"holds predictions that differ in {_differences(made['job'], job)}"
+    what = "is there already" if made is None else f"holds predictions that differ in {differences(made['job'], job)}"
     return f"{display(output)} {what}; name another --output, or replace it with --force"
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """In what two jobs differ, in words."""
-    words = []
-    if old["model"] != new["model"]:
-        names = [name for name in {**old["model"], **new["model"]} if old["model"].get(name) != new["model"].get(name)]
-        words.append(f"the model ({', '.join(names)})")
-    if old["input"] != new["input"]:
-        words.append("the input")
-    if old["llmkit"] != new["llmkit"]:
-        words.append(f"the version of llmkit ({old['llmkit']} there, {new['llmkit']} now)")
-    there, now = old["settings"], new["settings"]
-    words += [
-        f"{key} ({there.get(key)} there, {now.get(key)} now)" for key in {**there, **now} if there.get(key) != now.get(key)
-    ]
-    return ", ".join(words)

@@ -9,11 +9,22 @@ if TYPE_CHECKING:
 
 TaskName = Literal["text-classification", "question-answering", "translation", "text-generation"]
 
+EvaluatedName = Literal[
+    "text-classification",
+    "question-answering",
+    "translation",
+    "text-generation",
+    "multiple-choice",
+    "language-modeling",
+]
+"""What a model can be measured by: the tasks, what a model does unasked, and how well it foretells text."""
+
 _TASKS = {
     "text-classification": "llmkit.tasks.text_classification:TextClassification",
     "question-answering": "llmkit.tasks.question_answering:QuestionAnswering",
     "translation": "llmkit.tasks.translation:Translation",
     "text-generation": "llmkit.tasks.text_generation:TextGeneration",
+    "multiple-choice": "llmkit.tasks.multiple_choice:MultipleChoice",
 }
 
 SECTION = "llmkit"

@@ -36,6 +36,9 @@ class Columns:
     answers_column: str | None = option(None)
     """Column of answers, each with a text and its offset in the context; None: `answers`, or `answer`."""
 
+    choices_column: str | None = option(None)
+    """Column of lists of choices; None: `choices`, `options` or `endings`."""
+
     source_column: str | None = option(None)
     """Column of texts to translate; None: `source`, or the one named by `source_lang`."""
 

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmkit.reports.facts import Told
 
-SECTIONS: tuple[str, ...] = ("slices", "calibration", "discrimination", "swaps", "lexicon", "leakage", "selfcheck")
+SECTIONS: tuple[str, ...] = (
+    "language_model",
+    "slices",
+    "calibration",
+    "discrimination",
+    "swaps",
+    "lexicon",
+    "leakage",
+    "selfcheck",
+)
 """In the order in which the page shows them."""
 
 
