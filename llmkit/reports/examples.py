@@ -23,8 +23,9 @@ TRUE, PREDICTED, FOLDED = 1, 2, 4
 """What a piece of a text is: in a true answer, in the predicted one (added up where it is in both), or folded away."""
 
 # Characters of a text that are shown, and that are carried, where there is more and more of it.
-_LENGTHS = ((500, 10_000), (500, 4_000), (500, 1_500), (500, 500), (250, 250), (120, 120), (60, 60))
+_LENGTHS = ((800, 10_000), (500, 4_000), (500, 1_500), (500, 500), (250, 250), (120, 120), (60, 60))
 _MARKED_AT_MOST = 8
+_WORD = 20  # characters within which a cut looks for the end of a word
 _NAME = 240
 
 Piece = list[Any]
@@ -56,7 +57,7 @@ class Example:
         """Id, label and prediction, each on a line that is not too long."""
         return [words.fit(text, _NAME) for text in (self.id, self.label, self.prediction)]
 
-    def pieces(self, near: int = _LENGTHS[0][0], carried: int = 0) -> list[Piece]:
+    def pieces(self, near: int = 500, carried: int = 0) -> list[Piece]:
         """The text in pieces of one kind each, ready to be shown.
 
         Args:
@@ -92,6 +93,7 @@ class Example:
         ]
         shown: list[tuple[int, int]] = []
         for start, stop in wanted or [(0, near)]:
+            start, stop = _word_edge(self.text, start, -1), _word_edge(self.text, stop, 1)
             if shown and start <= shown[-1][1]:
                 shown[-1] = (shown[-1][0], max(stop, shown[-1][1]))
             else:
@@ -119,6 +121,14 @@ class Example:
             "label_score": self.label_score,
             "value": self.value,
         }
+
+
+def _word_edge(text: str, place: int, step: int) -> int:
+    """The nearest edge of a word in a direction; the place itself where none is near, as in Chinese."""
+    for edge in range(place, place + step * _WORD, step):
+        if edge <= 0 or edge >= len(text) or text[edge - (step < 0)].isspace():
+            return min(max(edge, 0), len(text))
+    return place
 
 
 def chosen(table: pyarrow.Table, is_right: Any, is_error: bool, task: str, graded: bool) -> list[Example]:

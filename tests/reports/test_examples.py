@@ -54,6 +54,17 @@ def test_a_long_context_is_cut_around_the_answers() -> None:
     assert sum(len(piece[0]) for piece in pieces if len(piece) == 2) == 6000
 
 
+def test_words_are_not_cut() -> None:
+    text = "some words and " * 200
+    pieces = example(text, [(1500, 1504, TRUE)]).pieces(200, 0)
+    assert [len(piece) for piece in pieces] == [1, 2, 2, 2, 1]
+    before, after = pieces[1][0], pieces[3][0]
+    assert set(before.split()) | set(after.split()) <= {"some", "words", "and"}
+    start, stop = pieces[0][0], len(text) - pieces[4][0]
+    assert text[start - 1] == " " == text[stop]
+    assert example("字" * 900).pieces(200, 0) == [["字" * 200, 0], [700]]
+
+
 def table(count: int, wrong: int, **columns: list[object]) -> pa.Table:
     return pa.table(
         {
