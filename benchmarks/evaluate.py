@@ -36,6 +36,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Pa
 
 _AGREES = 1e-4
 _RESULT = "result: "
+_NEEDS = {"lm-eval": "lm_eval", "evaluate.evaluator": "evaluate"}
 _JOBS = {
     "rolling perplexity": ("llmkit", "lm-eval"),
     "two-choice scoring": ("llmkit", "lm-eval"),
@@ -57,7 +58,7 @@ def main() -> int:
             f"|{'---|' * 7}",
         ]
         for job in arguments.jobs:
-            runs: dict[str, list[dict[str, Any]]] = {side: [] for side in _JOBS[job]}
+            runs: dict[str, list[dict[str, Any]]] = {side: [] for side in _JOBS[job] if is_there(side, case)}
             for number in range(arguments.rounds):
                 for side in runs if number % 2 == 0 else reversed(runs):
                     runs[side].append(measure(case, job, side))
@@ -403,6 +404,19 @@ _SIDES: dict[tuple[str, str], Callable[[dict[str, Any]], Scoring]] = {
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Measuring and telling
+
+
+def is_there(side: str, case: dict[str, Any]) -> bool:
+    """Whether the peers' interpreter has what a side needs; said where it has not."""
+    module = _NEEDS.get(side)
+    found = module is None or _runs(case, f"import {module}")
+    if not found:
+        print(f"{side}: {case['python']} has no {module}", file=sys.stderr)
+    return found
+
+
+def _runs(case: dict[str, Any], code: str) -> bool:
+    return subprocess.run([case["python"], "-c", code], cwd=case["place"], capture_output=True).returncode == 0
 
 
 def measure(case: dict[str, Any], job: str, side: str) -> dict[str, Any]:

@@ -87,3 +87,22 @@ def test_the_benchmark_of_fine_tuning_prints_its_table(toy_files: tuple[Path, Pa
     assert 0 <= float(rows["llmkit"][6].split()[0]) <= 1
     assert 0 <= float(rows["run_glue, its defaults"][6].split()[0]) <= 1
     assert "- hardware:" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_evaluation_prints_its_table_and_finds_the_same_numbers(tmp_path: Path) -> None:
+    """Beside Trainer.predict; the other peers where they are installed."""
+    rows = "".join(f"The number {number} is {'odd' if number % 2 else 'even'}.\t{number % 2}\n" for number in range(20))
+    (tmp_path / "dev.tsv").write_text(f"sentence\tlabel\n{rows}")
+    words = ["--choices", str(tmp_path / "dev.tsv"), "--jobs", "classification", "--rounds", "1", "--layers", "2", "--log"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "evaluate.py"), *words, "--width", "64", "--vocab_size", "300"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {cells[2]: cells for line in done.stdout.splitlines() if len(cells := [c.strip() for c in line.split("|")]) > 6}
+    assert float(found["Trainer.predict"][3]) > 0
+    assert "in probability" in found["Trainer.predict"][7] and "NOT THE SAME" not in done.stdout
+    assert "- hardware:" in done.stdout

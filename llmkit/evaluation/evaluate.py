@@ -79,9 +79,8 @@ class EvaluateConfig(Columns, LanguageModelSettings, StageConfig):
     """Split of that data set."""
 
     lm_eval: list[str] | None = option(None)
-    """Instead of a test set: tasks of lm-evaluation-harness, which is an extra, as `tasks=one,two`. Beside it `include_path=`,
-    a directory of local tasks (those of the harness are then left out), `num_fewshot=`, and `limit=`, documents of each
-    task."""
+    """Instead of a test set: tasks of lm-evaluation-harness, an extra, as `tasks=one,two`. Beside it `include_path=`, a
+    directory of local tasks (those of the harness are then left out), `num_fewshot=`, and `limit=`, documents of each task."""
 
     per_device_eval_batch_size: int = option(64)
     """Examples, or windows of documents, computed at once; of windows fewer where they are long."""

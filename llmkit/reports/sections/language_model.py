@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from llmkit.reports import charts, words
@@ -17,12 +18,12 @@ _PARTS = {"sources": "Source", "languages": "Language or script"}
 
 def context(found: dict[str, Any], told: Told) -> dict[str, Any]:
     """What the template needs."""
-    points = [(float(item["from"]), float(item["bits_per_token"])) for item in found["positions"]]
+    points = [(math.log2(item["from"]), float(item["bits_per_token"])) for item in found["positions"]]
     chart = charts.line_chart(
         [Series("bits per token", points)],
         key="positions",
         title="Loss by how many tokens the model has in view",
-        x_label="tokens in view",
+        x_label="tokens in view, as a power of two",
     )
     groups = [(title, found[part]) for part, title in _PARTS.items() if len(found[part]) > 1]
     return {"chart": chart, "groups": groups}
