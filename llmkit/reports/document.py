@@ -27,7 +27,8 @@ def of_training(told: Training) -> str:
 
 def of_runs(found: SideBySide) -> str:
     names = [run.name for run in found.runs]
-    rows = [[name, *(with_interval(score) for score in scores)] for name, scores in found.metrics]
+    shown = with_interval if found.kind == "evaluations" else lambda score: words.measure(score.value if score else None)
+    rows = [[name, *map(shown, scores)] for name, scores in found.metrics]
     parts = [
         f"# {safe(found.title)}",
         safe(found.verdict),

@@ -155,13 +155,7 @@ def _comparability(runs: Sequence[Run]) -> tuple[bool, str]:
     """Whether all were measured on the same examples by the same metric, and that in a sentence."""
     told = [run.told for run in runs if isinstance(run.told, Told)]
     if not told:
-        shards = {node.fingerprint for run in runs for node in run.told.nodes if node.stage == "tokenize"}
-        if len(shards) == 1 and all(any(node.stage == "tokenize" for node in run.told.nodes) for run in runs):
-            return False, "All were trained on the same token shards, so their losses can be compared."
-        return False, (
-            "They were not all trained on the same token shards. Losses can be compared only where text and tokenizer are "
-            "the same."
-        )
+        return False, _held_out([run.told for run in runs if isinstance(run.told, Training)])
     for name, title in (("task", "tasks"), ("n", "numbers of examples")):
         values = list(dict.fromkeys(str(getattr(item, name)) for item in told))
         if len(values) > 1:
@@ -176,6 +170,24 @@ def _comparability(runs: Sequence[Run]) -> tuple[bool, str]:
     if len({_digest(table) for table in tables}) > 1:
         return False, "They were measured on different examples, and their figures cannot be compared."
     return True, f"All were measured on the same {words.count(told[0].n, 'example')} (ids, inputs and labels are equal)."
+
+
+def _held_out(trainings: Sequence[Training]) -> str:
+    """Whether losses are means over the same held-out text in the same tokens, in a sentence."""
+    found = set()
+    for told in trainings:
+        shards = tuple(sorted(node.fingerprint for node in told.root.inputs.values() if node.stage == "tokenize"))
+        validation = told.record.get("validation")
+        examples = validation.get("sha256") if isinstance(validation, dict) else None
+        found.add((told.stage, told.record.get("task"), shards, examples))
+    (stage, _, shards, examples), *others = found
+    if others or not (shards or examples):
+        return (
+            "It is not known that their losses were measured on the same held-out text in the same tokens, so they cannot be "
+            "compared."
+        )
+    data = "token shards" if stage == "pretrain" else "validation examples"
+    return f"All were measured on the same {data}, so their losses can be compared."
 
 
 def _pairs(runs: Sequence[Run]) -> Iterator[Pair]:
@@ -266,7 +278,7 @@ def _verdict(found: SideBySide) -> str:
     if found.kind == "trainings":
         loss = next((row for row in found.metrics if row[0] == "validation loss"), None)
         values = [
-            f"{words.score(score.value)} for {run.name}"
+            f"{words.measure(score.value)} for {run.name}"
             for run, score in zip(found.runs, loss[1] if loss else [], strict=False)
             if score is not None
         ]

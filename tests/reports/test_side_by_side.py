@@ -114,6 +114,28 @@ def test_what_was_set_otherwise_is_listed(chain: Chain, write: Callable[..., Wri
     assert "Fine-tuning: validation loss" in written.html
 
 
+def test_losses_are_compared_on_the_same_held_out_data_alone(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+
+    def comparability(name: str, *trainings: dict[str, Any]) -> str:
+        files = chain.model_files(chain.ledger(60, 1.0, 0.5))
+        made = [chain.artefact(item.pop("stage"), files, name=f"{name}{n}", **item) for n, item in enumerate(trainings)]
+        return write(f"{name}-report", runs=[str(item.directory) for item in made]).json["comparability"]
+
+    def tuned(task: str, sha256: str | None) -> dict[str, Any]:
+        return {"stage": "finetune", "metrics": {"task": task, "validation": {"loss": 1.0, "sha256": sha256}}}
+
+    pretrained = {"stage": "pretrain", "inputs": {"tokens": "tokenize"}}
+    assert "same token shards" in comparability("a", dict(pretrained), dict(pretrained))
+    chain.artefact("tokenize", {"other.bin": b"other"}, name="other")
+    assert "cannot be compared" in comparability("b", dict(pretrained), {"stage": "pretrain", "inputs": {"tokens": "other"}})
+    assert "same validation examples" in comparability("c", tuned("a", "11"), tuned("a", "11"))
+    assert "cannot be compared" in comparability("d", tuned("a", "11"), tuned("a", "22"))
+    assert "cannot be compared" in comparability("e", tuned("a", "11"), tuned("b", "11"))
+    assert "cannot be compared" in comparability("f", tuned("a", None), tuned("a", None))
+    assert "cannot be compared" in comparability("g", dict(pretrained), tuned("a", "11"))
+
+
 def test_runs_are_named_by_what_tells_them_apart() -> None:
     places = [Path("/r/seed-0/evaluate"), Path("/r/seed-1/evaluate"), Path("/r/other/deep/evaluate")]
     assert distinct_names(places) == ["seed-0", "seed-1", "other/deep"]
