@@ -122,7 +122,8 @@ def prepare(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
         "texts": [row["sentence"].strip() for row in reviews],
         "labels": [int(row["label"]) for row in reviews],
     }
-    make_models([*documents, *case["questions"]], case)
+    lines = arguments.documents.read_text(encoding="utf-8").splitlines() if arguments.documents else []
+    make_models([*lines, *case["questions"]], case)
     write_tasks(case)
     (place / "case.json").write_text(json.dumps(case), encoding="utf-8")
     return case

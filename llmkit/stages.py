@@ -90,6 +90,7 @@ STAGES = {
             summary="a model and a test set to metrics with intervals",
             config="llmkit.evaluation.evaluate:EvaluateConfig",
             function="llmkit.evaluation.evaluate:evaluate",
+            version=2,
             next="llmkit report {output}",
             check="llmkit.evaluation.gate:check",
             resumes=True,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmkit.errors import ConfigError
 from llmkit.tasks.features import IGNORED
 
 _CHUNK_SIZE = 1024  # positions whose logits are in memory at once
@@ -26,8 +27,14 @@ class TokenScorer:
 
         Args:
             model: in evaluation mode.
+
+        Raises:
+            ConfigError: its attention is not causal.
         """
         self.model = model
+        if not self._is_causal():
+            problem = f"a {model.config.model_type} sees the tokens that it is to foretell; give a causal model"
+            raise ConfigError([f"model_name_or_path: {problem}"])
         self._head = model.get_output_embeddings()
         self._is_bare = isinstance(self._head, torch.nn.Linear) and self._gives_the_logits()
 
@@ -74,6 +81,14 @@ class TokenScorer:
             yield
         finally:
             del self._head.forward
+
+    @torch.inference_mode()
+    def _is_causal(self) -> bool:
+        """Whether a token changes nothing before it."""
+        ids = torch.arange(8, device=self.model.device).reshape(2, 4) % self.model.config.get_text_config().vocab_size
+        ids[1, :3] = ids[0, :3]
+        before = self.model(input_ids=ids, use_cache=False).logits[:, :3].float()
+        return torch.allclose(before[0], before[1], rtol=1e-3, atol=1e-4)
 
     @torch.inference_mode()
     def _gives_the_logits(self) -> bool:

@@ -17,7 +17,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+)
 
 from llmkit.corpus.documents import Document, count
 from llmkit.errors import ConfigError, DataError, LLMKitError
@@ -142,6 +149,14 @@ def test_logits_that_are_capped_after_the_output_layer_are_those_of_the_model() 
         logits = model(ids).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     assert TokenScorer(model)(ids, targets)[0] == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_a_model_that_sees_what_comes_is_refused() -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
+    torch.manual_seed(0)
+    with pytest.raises(ConfigError, match="a bert sees the tokens that it is to foretell"):
+        TokenScorer(BertLMHeadModel(BertConfig(**shape)).eval())
+    TokenScorer(BertLMHeadModel(BertConfig(**shape, is_decoder=True)).eval())
 
 
 def test_bins_are_powers_of_two() -> None:
