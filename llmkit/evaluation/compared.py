@@ -180,6 +180,10 @@ def _check_comparable(reference: Run, other: Run) -> None:
         ours, theirs = reference.record.get(key), other.record.get(key)
         if ours != theirs:
             raise ArtefactError(f"{reference.name} and {other.name} cannot be compared: {what} ({ours} and {theirs})")
+    for run in (reference, other):
+        values = np.array(run.columns["value"], dtype=np.float64)
+        if void := int((~np.isfinite(values)).sum()):
+            raise ArtefactError(f"{run.name} cannot be compared: {void:,} of {run.n:,} examples have no value")
     if reference.digest != other.digest:
         first = _first_difference(reference, other)
         raise ArtefactError(f"{reference.name} and {other.name} cannot be compared: their examples differ. {first}")

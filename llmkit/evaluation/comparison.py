@@ -32,7 +32,7 @@ class Comparison:
     @property
     def is_clear(self) -> bool:
         """Whether interval and test agree that there is a difference."""
-        return self.p_value < 1 - LEVEL and not self.low <= 0 <= self.high
+        return self.p_value < 1 - LEVEL and (self.low > 0 or self.high < 0)
 
 
 def compare_accuracy(right: np.ndarray, baseline_right: np.ndarray, baseline: str, metric: str = "accuracy") -> Comparison:
@@ -168,7 +168,6 @@ def sentence(
     """
     scale, form = (100, ".1f") if in_points else (1, ".3f")
     low, high, difference = (format(scale * value, f"+{form}") for value in (found.low, found.high, found.difference))
-    size = format(abs(scale * found.difference), form)
     unit = " points" if in_points else ""
     told = f"({low} to {high}, {p_is} = {found.p_value:.2g}, n = {n})"
     scope = "" if in_points and subject is None else f" in {found.metric}"
@@ -177,7 +176,7 @@ def sentence(
         return f"No evidence of a difference {whom}{scope}: {difference}{unit} {told}."
     kind = "better" if (found.difference > 0) != lower_is_better else "worse"
     who = f"{subject} is {kind}" if subject else kind.capitalize()
-    return f"{who} than {found.baseline}{scope} by {size}{unit} {told}."
+    return f"{who} than {found.baseline}{scope}: {difference}{unit} {told}."
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -88,9 +88,24 @@ def bootstrap(
     return float(low), float(high)
 
 
-def mean_metric(name: str, values: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Metric:
-    """The mean of a value per example, float64 of shape [examples], with its bootstrap interval."""
+def mean_metric(
+    name: str, values: np.ndarray, seed: int, groups: np.ndarray | None = None, perfect: float | None = 1.0
+) -> Metric:
+    """The mean of a value per example, float64 of shape [examples], with its bootstrap interval.
+
+    Resampling would take for certain what one group says, which has no interval, and values that are all at one end of their
+    scale, which have Wilson's interval over groups.
+
+    Args:
+        perfect: the upper end of the scale, whose lower end is 0; None: it has no upper end.
+    """
+    value, count = float(values.mean()), len(values) if groups is None else len(np.unique(groups))
+    if perfect is not None and not np.ptp(values) and value in (0.0, perfect):
+        low, high = (perfect * end for end in wilson(count if value else 0, count))
+        return Metric(name, value, low, high, len(values), "wilson" if groups is None else "wilson over contexts")
+    if count < 2:
+        return Metric(name, value, None, None, len(values), "none")
     sums = np.stack([values, np.ones(len(values))], axis=1)
     low, high = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], seed, groups)
     method = "bootstrap" if groups is None else "cluster bootstrap"
-    return Metric(name, float(values.mean()), low, high, len(values), method)
+    return Metric(name, value, low, high, len(values), method)

@@ -3,8 +3,8 @@
 What the model has met is found from its lineage: the `finetune` result, the base model that it was made from, the token shards
 that one was trained on, and the documents these were made from. Where the documents are gone, the shards are decoded.
 
-A part of an example is looked for by itself: of a question, the question, and the answer with the words beside it in its
-context. Contexts are only counted: a passage of an encyclopedia in a corpus gives away no answer by itself.
+A part of an example is looked for by itself. Of a question, the question counts. Its context, and the answer with the words
+beside it there, are only counted: a passage of an encyclopedia in a corpus gives away no answer by itself.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 LISTED = 200
 """Contaminated examples that are listed; the column `contaminated` of predictions.parquet marks all."""
-CONTEXT = "context"
-"""The part of an example that may be shared."""
+SHARED = ("context", "answer")
+"""The parts of an example that may be shared."""
 
 _DECODED_AT_ONCE = 1000  # documents
 _SPLITS = {"train": "pretraining", "validation": "pretraining validation"}
@@ -83,7 +83,7 @@ def section(evaluated: Evaluated) -> dict[str, Any] | None:
     result: dict[str, Any] = {
         "n_gram": N,
         "least_words": LEAST,
-        "too_short": sum(not any(searched[text] for part, text in item.items() if part != CONTEXT) for item in parts),
+        "too_short": sum(not any(searched[text] for part, text in item.items() if part not in SHARED) for item in parts),
         "sources": sources,
         "complete": len(known) == len(sources),
     }
@@ -100,7 +100,7 @@ def section(evaluated: Evaluated) -> dict[str, Any] | None:
 
 def _matched(parts: dict[str, str], matches: dict[str, Match]) -> Iterator[tuple[str, Match]]:
     """The parts of an example that make it contaminated."""
-    yield from ((part, matches[text]) for part, text in parts.items() if part != CONTEXT and text in matches)
+    yield from ((part, matches[text]) for part, text in parts.items() if part not in SHARED and text in matches)
 
 
 def _counts(parts: list[dict[str, str]], matches: dict[str, Match], found: list[list[tuple[str, Match]]]) -> dict[str, Any]:
@@ -132,7 +132,9 @@ def _metrics(evaluated: Evaluated, contaminated: np.ndarray) -> dict[str, list[d
 def parts_of(task: str, example: Any) -> dict[str, str]:
     """The texts of an example that are looked for, by what they are; of a conversation the last turns."""
     if task == "question-answering":
-        found = {"question": example.question, "answer": _around_answer(example), CONTEXT: example.context}
+        found = {"question": example.question, "answer": _around_answer(example), "context": example.context}
+    elif task == "multiple-choice":
+        found = {"question": example.question, "question and answer": f"{example.question} {example.target()}"}
     elif task == "translation":
         found = {"source": example.source, "translation": example.translation}
     elif task == "text-generation":

@@ -46,7 +46,13 @@ class Measured:
     @property
     def is_share(self) -> bool:
         """Whether a prediction is either right or wrong, and each by itself."""
-        return self.groups is None and bool(np.isin(self.values, (0.0, 1.0)).all())
+        is_scale = self.perfect == 1.0 and not self.lower_is_better
+        return is_scale and self.groups is None and bool(np.isin(self.values, (0.0, 1.0)).all())
+
+    @property
+    def count(self) -> int:
+        """How many independent examples, or groups of them, there are."""
+        return len(self.values) if self.groups is None else len(np.unique(self.groups))
 
     def mean(self, chosen: np.ndarray, seed: int) -> Metric:
         """The mean value of some of the examples, given as bool of shape [examples]."""
@@ -55,11 +61,12 @@ class Measured:
             return Metric(self.metric, None, None, None, 0, "none")
         if self.is_share:
             return Metric(self.metric, float(values.mean()), *wilson(int(values.sum()), n), n, "wilson")
-        return mean_metric(self.metric, values, seed, None if self.groups is None else self.groups[chosen])
+        groups = None if self.groups is None else self.groups[chosen]
+        return mean_metric(self.metric, values, seed, groups, None if self.lower_is_better else self.perfect)
 
     def are_shares(self, other: Measured) -> bool:
         """Whether this and another are compared as shares of right predictions."""
-        return self.is_share and other.is_share and not self.lower_is_better
+        return self.is_share and other.is_share
 
     def against(self, other: Measured, baseline: str, seed: int) -> Comparison:
         """How this differs from a baseline on the same examples."""

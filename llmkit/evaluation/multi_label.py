@@ -45,7 +45,10 @@ def measure(true: np.ndarray, given: np.ndarray, labels: list[str], seed: int) -
                 return _average(totals, present, name, average)
 
             value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
-            found.append(Metric(name, value, *bootstrap(sums, statistic, seed), n, "bootstrap", average=average))
+            if value in (0.0, 1.0):  # resampling would take it for certain
+                found.append(Metric(name, value, *wilson(int(value) * n, n), n, "wilson", average=average))
+            else:
+                found.append(Metric(name, value, *bootstrap(sums, statistic, seed), n, "bootstrap", average=average))
         for index, label in enumerate(labels):
             is_defined = present[index] or (name == "precision" and counts[2][index])
             metric = Metric(name, None, None, None, int(values.n[index]), "wilson", label=label)

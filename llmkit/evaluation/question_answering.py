@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llmkit.evaluation.intervals import Metric, mean_metric, wilson
+from llmkit.evaluation.intervals import Metric, mean_metric
 from llmkit.evaluation.measured import Baseline, Measured, Predictions
 from llmkit.tasks.answer_scores import is_chinese, normalised_answer, segments
 from llmkit.tasks.question_answering import Example, QuestionAnswering
@@ -61,12 +61,8 @@ def measure(task: QuestionAnswering, test: list[Example], predictions: Predictio
 
 
 def mean_score(name: str, values: np.ndarray, seed: int, groups: np.ndarray, label: str | None) -> Metric:
-    """With Wilson's interval over contexts where all values are 0 or all are 1: resampling would say that this is certain."""
+    """The mean of a score, which is 1 at most, over examples of some kind."""
     metric = mean_metric(name, values, seed, groups)
-    if metric.value in (0.0, 1.0):
-        contexts = len(np.unique(groups))
-        metric.low, metric.high = wilson(int(metric.value) * contexts, contexts)
-        metric.method = "wilson over contexts"
     metric.label = label
     return metric
 

@@ -97,9 +97,12 @@ def _alone(evaluated: Evaluated) -> dict[str, Any]:
     alone = list(evaluated.task.predict(evaluated.model, evaluated.tokenizer, examples, 1))
     pairs = list(zip(evaluated.predictions, alone, strict=False))
     changed = [
-        example.id for example, (row, other) in zip(examples, pairs, strict=True) if row["prediction"] != other["prediction"]
+        example.id
+        for example, (row, other) in zip(examples, pairs, strict=True)
+        if not _is_same(row["prediction"], other["prediction"])
     ]
-    shifts = [abs(row["score"] - other["score"]) for row, other in pairs if "score" in row and "score" in other]
+    name = "prediction" if pairs and isinstance(pairs[0][0]["prediction"], float) else "score"
+    shifts = [abs(row[name] - other[name]) for row, other in pairs if name in row and name in other]
     return {
         "n": len(examples),
         "batch_size": evaluated.config.per_device_eval_batch_size,
@@ -107,6 +110,13 @@ def _alone(evaluated: Evaluated) -> dict[str, Any]:
         "ids": changed[:20],
         "largest_change_of_score": max(shifts, default=None),
     }
+
+
+def _is_same(prediction: Any, other: Any) -> bool:
+    """Numbers of another batch may differ as roundings do."""
+    if isinstance(prediction, float):
+        return math.isclose(prediction, other, rel_tol=1e-4, abs_tol=1e-5)
+    return bool(prediction == other)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -306,6 +316,22 @@ def _generations(evaluated: Evaluated) -> References:
     return found
 
 
+def _choices(evaluated: Evaluated) -> References:
+    sizes: dict[str, Callable[[str], int]] = {
+        "accuracy": lambda choice: 1,
+        "accuracy_norm": len,
+        "accuracy_bytes": lambda choice: len(choice.encode()),
+    }
+    found: References = {}
+    for name, size in sizes.items():
+        hits = 0
+        for example, row in zip(evaluated.test, evaluated.predictions, strict=True):
+            scores = [value / size(choice) for value, choice in zip(row["loglikelihoods"], example.choices, strict=True)]
+            hits += scores.index(max(scores)) == example.answer
+        found[name, None] = hits / len(evaluated.test), "the definition of lm-evaluation-harness"
+    return found
+
+
 def _shared_grams(ours: list[str], theirs: list[str], n: int) -> float:
     """ROUGE-N: each n-gram of ours takes one of theirs away."""
     grams, left = ([part[start : start + n] for start in range(len(part) - n + 1)] for part in (ours, theirs))
@@ -333,4 +359,5 @@ _REFERENCES: dict[str, Callable[[Evaluated], References]] = {
     "question-answering": _answers,
     "translation": _translations,
     "text-generation": _generations,
+    "multiple-choice": _choices,
 }

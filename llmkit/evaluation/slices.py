@@ -98,9 +98,10 @@ def section(evaluated: Evaluated) -> dict[str, Any] | None:
 
 def _part(evaluated: Evaluated, by: str, name: str, chosen: np.ndarray, rest: np.ndarray) -> dict[str, Any]:
     value, low, high = mean_of(evaluated.measured, chosen)
-    part: dict[str, Any] = {"by": by, "part": name, "n": int(chosen.sum()), "value": value, "low": low, "high": high}
-    difference, low, high, p_value = against_rest(evaluated.measured, chosen, rest)
-    return part | {"difference": difference, "difference_low": low, "difference_high": high, "p_value": p_value}
+    difference, least, most, p_value = against_rest(evaluated.measured, chosen, rest)
+    ends = {"low": low, "high": high, "difference_low": least, "difference_high": most}
+    part = {"by": by, "part": name, "n": int(chosen.sum()), "value": value, "difference": difference, "p_value": p_value}
+    return part | {name: end if math.isfinite(end) else None for name, end in ends.items()}
 
 
 def mean_of(measured: Measured, chosen: np.ndarray) -> tuple[float, float, float]:
@@ -160,10 +161,12 @@ def _student(value: float, variance: float, groups: int) -> tuple[float, float]:
     """Half the width of the interval of a value with such a variance, and the p-value that it is 0."""
     from scipy import stats
 
-    freedom = max(1, groups - 1)
+    if groups < 2:  # of how groups differ one says nothing
+        return math.inf, 1.0
+    freedom = groups - 1
     error = math.sqrt(variance * (freedom + 1) / freedom)
-    if error == 0:
-        return 0.0, float(value == 0)
+    if error < 1e-12:
+        return 0.0, float(abs(value) < 1e-12)
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
     return half, float(2 * stats.t.sf(abs(value) / error, freedom))
 
@@ -191,8 +194,10 @@ def _ways(evaluated: Evaluated) -> Iterator[Way]:
     columns = [name for name in USUAL_COLUMNS if name in rows[0].values]
     for name in dict.fromkeys([*evaluated.config.slice_by, *columns]):
         values = [row.values.get(name) for row in rows]
-        if all(_is_number(value) for value in values) and len(set(values)) > MOST_VALUES:
-            yield quarters(name, np.array(values, dtype=np.float64))
+        numbers = [_number(value) for value in values]
+        there = np.array([value not in (None, "") for value in values])
+        if len(set(values)) > MOST_VALUES and all(math.isfinite(number) for number in np.array(numbers)[there]):
+            yield quarters(name, np.array(numbers)[there], there)
         elif len({_shown(value) for value in values}) <= MOST_VALUES:
             yield Way(name, _named([_shown(value) for value in values]))
         else:
@@ -244,8 +249,14 @@ def _named(values: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: array == name for name in Counter(values)}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Any) -> float:
+    """The number that a cell is or, in a CSV, spells; NaN where it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return math.nan
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
 
 
 def _shown(value: Any) -> str:

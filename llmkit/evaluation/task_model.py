@@ -21,8 +21,9 @@ from llmkit.evaluation.sections import Evaluated, sections
 from llmkit.evaluation.seeds import TestSet, measure_seeds, seeds_of
 from llmkit.evaluation.selfcheck import summary as selfchecked
 from llmkit.pipeline.artefact import Artefact, enclosing
-from llmkit.tasks.base import Task, conflicting, digest, seen
+from llmkit.tasks.base import Task, conflicting, digest, repeated, seen
 from llmkit.tasks.loading import load_task_model
+from llmkit.tasks.multiple_choice import CHOICES
 from llmkit.tasks.registry import SECTION, task_class
 from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import Split, pick_column, read_dataset, read_table, source_name
@@ -46,12 +47,15 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
     task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
     evaluation = evaluation_of(task)
     data = test_split(config)
+    is_asked = bool(config.task) or hasattr(model.config, SECTION)
+    if not is_asked and any(name in data.rows[0].values for name in CHOICES):
+        raise ColumnError("test_file: its rows have choices, and the model has learned no task; give --task multiple-choice")
     for name in config.slice_by:  # a wrong one is refused before anything is predicted
         pick_column(data.rows, name, (), "slice_by")
     try:
         test = task.read(data.rows, columns_of(config, finetuned))
     except ColumnError as failure:
-        if config.task or hasattr(model.config, SECTION):
+        if is_asked:
             raise
         words = f"{config.model_name_or_path!r} has learned no task of llmkit and is taken for {task.name.replace('-', ' ')}"
         raise ColumnError(f"model_name_or_path: {words}, but {failure}; fine-tune it, or name its --task") from failure
@@ -76,6 +80,7 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
         "perfect": measured.perfect,
         **measured.record,
         "texts_with_several_labels": conflicting(test),
+        "repeated_texts": repeated(test),
         "overlap": None,
         "baselines": [],
         "comparison": [],
@@ -175,7 +180,8 @@ def _add_baselines(
         theirs = evaluation.measure(task, test, baseline.predictions, seed)
         entry = {"name": baseline.name, "detail": baseline.detail, "metrics": [metric.as_dict() for metric in theirs.metrics]}
         result["baselines"].append(entry)
-        result["comparison"].append(asdict(measured.against(theirs, baseline.name, seed)))
+        if measured.count > 1:  # of what varies from one to the next, one says nothing
+            result["comparison"].append(asdict(measured.against(theirs, baseline.name, seed)))
 
 
 def _write_predictions(path: Path, evaluated: Evaluated) -> None:
@@ -211,7 +217,8 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
     """The result in a few lines for a terminal."""
     lines = [f"{result['dataset']} ({result['split']}), n = {result['n']}, 95% intervals:"]
     for metric in measured.headline:
-        told = "undefined" if metric.value is None else f"{metric.value:.3f}  ({metric.low:.3f} to {metric.high:.3f})"
+        told = "undefined" if metric.value is None else f"{metric.value:.3f}"
+        told += "" if metric.low is None else f"  ({metric.low:.3f} to {metric.high:.3f})"
         lines.append(f"  {metric.key:10} {told}")
     for name, found in result.get("seeds", {}).get("metrics", {}).items():
         lines.append(f"  {name}, mean over {len(found['values'])} seeds: {in_words(found)}")
@@ -224,6 +231,10 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
         rest = f"{without['name']} on the others {without['value']:.3f}" if without["n"] else "there are no others"
         counts = f"{overlap['train']['examples']} test texts are also in training, {overlap['validation']['examples']}"
         lines.append(f"  warning: {counts} in validation; {rest}")
+    if result["repeated_texts"]:
+        lines.append(
+            f"  warning: {result['repeated_texts']} test texts repeat earlier ones; intervals take all for independent"
+        )
     leaked = result.get("leakage", {}).get("contaminated", {}).get("examples", 0)
     if leaked:
         found = [f"{source['name']} {source['examples']}" for source in result["leakage"]["sources"] if source.get("examples")]

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import shlex
 from functools import cache
 from pathlib import Path
@@ -298,8 +299,17 @@ def _traced_context(told: Traced) -> dict[str, Any]:
         "more_sources": max(0, len(sources) - MAX_RAW_INPUTS),
         "environments": [(stages, _environment_facts(values)) for stages, values in lineage.environments(told.nodes)],
         "commands": [(node.stage, node.artefact.manifest.command) for node in told.nodes if node.artefact],
-        "root_name": shlex.quote(told.root.artefact.directory.resolve().name),
+        "root_name": shlex.quote(_place(told.root)),
     }
+
+
+def _place(root: Node) -> str:
+    """Where the command that made a result has put it, as far as that says; else its name."""
+    assert root.artefact is not None
+    said = re.search(r"--(?:output_dir|config) (\S+)", root.artefact.manifest.command)
+    place = said[1].removesuffix("/llmkit.yaml") if said else ""
+    name = root.artefact.directory.resolve().name
+    return place if Path(place).name == name else name
 
 
 def _methods(told: Told) -> list[str]:

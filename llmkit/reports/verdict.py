@@ -165,9 +165,9 @@ def _limits_of_data(told: Told) -> Iterator[str]:
             f"Nothing here says how the examples of {words.short(told.dataset)} were chosen and labelled. The figures "
             "hold for texts drawn in the same way and labelled by the same rules, and for no others."
         )
-    if told.overlap is None:
+    if told.overlap is None and "leakage" not in told.record:
         yield f"Whether test texts also occur in the training data was not checked{told.reason('overlap_unknown')}."
-    else:
+    elif told.overlap is not None:
         alike = "Those that share runs of words are told under Leakage." if "leakage" in told.record else _ALIKE
         yield (
             "Test texts were compared with training and validation texts for equality, letter case and white space aside. "
@@ -200,6 +200,11 @@ def _limits_of_size(told: Told) -> Iterator[str]:
     if told.n < 1000:
         wide = f" The intervals of its main figures are up to {spread:.0f} points wide." if spread else ""
         yield f"The test set is small: {words.count(told.n, 'example')}.{wide}"
+    if told.record.get("repeated_texts"):
+        yield (
+            f"{words.count(told.record['repeated_texts'], 'example')} of the test set repeat the text of another one. The "
+            f"intervals take all examples for independent, and are too narrow."
+        )
     for label in told.absent:
         yield f"Class “{words.fit(label, 40)}” has no test example: how well it is recognised is not known."
     if told.task == "question-answering":  # HasAns and NoAns are parts of the test set, and no classes

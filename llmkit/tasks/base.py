@@ -327,6 +327,12 @@ def digest(data: Iterable[E]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def repeated(data: Iterable[E]) -> int:
+    """How many inputs stood there before."""
+    inputs = [normalised(example.input()) for example in data]
+    return len(inputs) - len(set(inputs))
+
+
 def conflicting(data: Iterable[E]) -> int:
     """How many inputs stand there with more than one target."""
     targets: dict[str, set[str]] = {}

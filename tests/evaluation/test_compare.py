@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import html
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,7 +98,7 @@ def test_a_trained_model_is_better_than_an_untrained_one_by_so_much(
     assert pair["difference"] == pytest.approx(ours.mean() - theirs.mean()) and pair["difference"] > 0.2
     points = 100 * pair["difference"]
     assert pair["finding"] == "better"
-    assert pair["sentence"].startswith(f"{trained} is better than {untrained} in accuracy by {points:.1f} points (+")
+    assert pair["sentence"].startswith(f"{trained} is better than {untrained} in accuracy: {points:+.1f} points (+")
     assert pair["sentence"] in said
     table, fixed, broken = pair["table"], int((ours > theirs).sum()), int((ours < theirs).sum())
     assert (table["only_run"], table["only_reference"], sum(table.values())) == (fixed, broken, 40)
@@ -373,3 +374,10 @@ def test_the_page_tells_training_and_sampling_apart(run: Any, several: tuple[str
     found = Run.open(several[0]).record["seeds"]["value"]
     assert html.escape(found["sentence"], quote=False) in page
     assert "Over examples too" in page and f"{found['low']:.3f} to {found['high']:.3f}" in page
+
+
+@pytest.mark.parametrize("void", [None, math.nan])
+def test_predictions_without_a_value_are_no_evidence(trained: str, void: float | None) -> None:
+    values = [void, *Run.open(trained).columns["value"][1:]]
+    with pytest.raises(ArtefactError, match=r"cannot be compared: 1 of \d+ examples have no value"):
+        compared._check_comparable(Run.open(trained), changed(trained, value=values))

@@ -182,8 +182,8 @@ def test_sentences_name_who_is_better(lower_is_better: bool) -> None:
     found = compare_means(values + 0.5, values, "runs/a", "mse", 0, lower_is_better=lower_is_better)
     kind = "worse" if lower_is_better else "better"
     told = sentence(found, 50, lower_is_better, subject="runs/b")
-    assert told.startswith(f"runs/b is {kind} than runs/a in mse by 0.500 (+0.500 to +0.500, p = ")
-    assert found.sentence.startswith(f"{kind.capitalize()} than runs/a in mse by 0.500")
+    assert told.startswith(f"runs/b is {kind} than runs/a in mse: +0.500 (+0.500 to +0.500, p = ")
+    assert found.sentence.startswith(f"{kind.capitalize()} than runs/a in mse: +0.500")
     none = sentence(compare_means(values, values, "runs/a", "mse", 0), 50, subject="runs/b", p_is="p corrected for 2 tests")
     assert none == (
         "No evidence of a difference between runs/b and runs/a in mse: +0.000 (+0.000 to +0.000, p corrected for 2 tests = 1, "

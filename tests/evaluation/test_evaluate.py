@@ -307,6 +307,20 @@ def test_a_base_model_is_no_classifier(run: Any, base_model: Artefact, toy_files
         run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, test_file=toy_files[1])
 
 
+def test_a_file_with_choices_asks_for_its_task(run: Any, base_model: Artefact, tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", [{"question": "Which?", "choices": ["one", "two"], "answer": 0}])
+    with pytest.raises(LLMKitError, match=r"rows have choices, .*give --task multiple-choice"):
+        run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, test_file=path)
+
+
+def test_texts_that_repeat_others_are_counted(run: Any, classifier: Artefact, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,label\nThe soup was lovely,good\nThe  SOUP was lovely,good\nThe film was dull,bad\n")
+    made = run(
+        "evaluate", tmp_path / "e", model_name_or_path=classifier.directory, test_file=tmp_path / "t.csv", baselines=False
+    )
+    assert result_of(made)[0]["repeated_texts"] == 1
+
+
 def test_a_class_that_the_test_set_lacks_is_measured_and_no_error(run: Any, classifier: Artefact, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,label\nThe soup was lovely,good\nThe film was wonderful,good\n")
     made = run("evaluate", tmp_path / "e", model_name_or_path=classifier.directory, test_file=tmp_path / "t.csv")

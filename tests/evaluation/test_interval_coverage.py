@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from llmkit.evaluation.classification import measure
-from llmkit.evaluation.intervals import bootstrap, wilson
+from llmkit.evaluation.intervals import bootstrap, mean_metric, wilson
+from llmkit.evaluation.measured import Measured
 
 DRAWS, N, RESAMPLES = 1000, 200, 400
 
@@ -64,3 +65,22 @@ def test_the_cluster_bootstrap_holds_a_mean_where_the_plain_one_does_not() -> No
                 held[name].append(low <= 2 / 3 <= high)
     shares = {name: float(np.mean(values)) for name, values in held.items()}
     assert 0.93 <= shares["clusters"] <= 0.97 and shares["examples"] < 0.93, shares
+
+
+def test_what_does_not_vary_is_not_taken_for_certain() -> None:
+    one_text = mean_metric("f1", np.array([0.2, 0.9, 0.4]), 0, np.zeros(3, dtype=np.int64))
+    assert (one_text.low, one_text.high) == (None, None), "of how texts differ one says nothing"
+    for values, ends in ((np.ones(3), wilson(3, 3)), (np.zeros(3), wilson(0, 3))):
+        whole = mean_metric("f1", values, 0)
+        assert (whole.low, whole.high) == ends
+    of_hundred = mean_metric("chrf", np.full(4, 100.0), 0, perfect=100.0)
+    assert (of_hundred.low, of_hundred.high) == tuple(100 * end for end in wilson(4, 4))
+    errors = mean_metric("mse", np.zeros(4), 0, perfect=None)
+    assert (errors.low, errors.high) == (0, 0), "an error has no upper end to be near to"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"), [({}, True), ({"perfect": 100.0}, False), ({"lower_is_better": True}, False)]
+)
+def test_a_share_is_of_right_predictions_alone(settings: dict[str, object], expected: bool) -> None:
+    assert Measured([], [], np.array([0.0, 1.0]), "m", **settings).is_share is expected  # type: ignore[arg-type]

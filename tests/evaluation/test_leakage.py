@@ -18,6 +18,7 @@ from llmkit.evaluation.evaluate import EvaluateConfig
 from llmkit.evaluation.measured import evaluation_of
 from llmkit.evaluation.sections import Evaluated
 from llmkit.pipeline.artefact import Artefact
+from llmkit.tasks import multiple_choice
 from llmkit.tasks.question_answering import Example, QuestionAnswering
 from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import read_dataset
@@ -142,7 +143,7 @@ def evaluated(test: list[Example], train: list[Example]) -> Evaluated:
     return Evaluated(config, task, None, None, split, test, predictions, measured, None, Examples(train, [], "none"))
 
 
-def test_of_a_question_the_question_and_the_answer_count_and_the_rest_of_the_context_is_told_beside() -> None:
+def test_of_a_question_the_question_counts_and_context_and_answer_are_told_beside() -> None:
     question = "In which year did a motor take the place of the old clockwork?"
     test = [
         asked("a", "Who lit it?", CONTEXT, "Ines Aldaro"),
@@ -165,7 +166,8 @@ def test_of_a_question_the_question_and_the_answer_count_and_the_rest_of_the_con
     assert [(row["id"], row["part"], row["found_in"]) for row in same_question["examples"]] == [("b", "question", "t")]
 
     same_context = found(asked("t", elsewhere, CONTEXT))
-    assert [(row["id"], row["part"]) for row in same_context["examples"]] == [("a", "answer")]
+    assert same_context["contaminated"]["examples"] == 0, "a passage gives away no answer by itself"
+    assert {name: same_context["sources"][1]["parts"][name] for name in ("context", "answer")} == {"context": 1, "answer": 1}
 
     end = CONTEXT[CONTEXT.index("Storms") :]
     beside = found(asked("t", elsewhere, end))
@@ -186,3 +188,12 @@ def test_of_a_conversation_the_last_turns_are_looked_for() -> None:
     rows = read_dataset("llmkit/instructions", None, "test").rows
     example = TextGeneration(True).read(rows, Columns())[0]
     assert set(leakage.parts_of("text-generation", example)) == {"prompt", "completion"}
+
+
+def test_a_question_with_choices_is_looked_for_with_the_right_one() -> None:
+    choices = ["a blue one in the north", "the long red one behind the old town hall"]
+    example = multiple_choice.Example(id="a", place="f:1", question="Which river is it?", choices=choices, answer=1)
+    assert leakage.parts_of("multiple-choice", example) == {
+        "question": "Which river is it?",
+        "question and answer": "Which river is it? the long red one behind the old town hall",
+    }

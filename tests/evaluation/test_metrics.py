@@ -211,8 +211,8 @@ def test_identical_predictions_do_not_differ_as_far_as_one_can_tell() -> None:
 def test_predictions_that_always_differ_are_told_apart_and_named_rightly() -> None:
     better = compare_accuracy(right(100), right(100, *range(30)), "it")
     worse = compare_accuracy(right(100, *range(30)), right(100), "it")
-    assert better.sentence.startswith("Better than it by 30.0 points (+")
-    assert worse.sentence.startswith("Worse than it by 30.0 points (-")
+    assert better.sentence.startswith("Better than it: +30.0 points (+")
+    assert worse.sentence.startswith("Worse than it: -30.0 points (-")
     assert better.p_value == worse.p_value < 1e-6
     assert 0.2 < better.low < better.difference == 0.3 < better.high < 0.4
 

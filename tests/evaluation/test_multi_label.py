@@ -85,7 +85,7 @@ def test_baselines_of_several_labels_and_the_model_against_them() -> None:
     assert (
         found[1]
         .against(found[0], "the most frequent", 0)
-        .sentence.startswith("Better than the most frequent in f1_samples by")
+        .sentence.startswith("Better than the most frequent in f1_samples: +")
     )
 
 

@@ -57,6 +57,6 @@ def test_an_error_that_is_smaller_is_better() -> None:
     found = [measure_task(task, test, baseline.predictions, 0) for baseline in (average, ridge)]
     better = found[1].against(found[0], "the mean", 0)
     assert better.difference < 0
-    assert better.sentence.startswith("Better than the mean in mse by")
-    assert found[0].against(found[1], "ridge", 0).sentence.startswith("Worse than ridge in mse by")
+    assert better.sentence.startswith("Better than the mean in mse: -")
+    assert found[0].against(found[1], "ridge", 0).sentence.startswith("Worse than ridge in mse: +")
     assert found[0].headline[0].value is None, "what is always the same correlates with nothing"

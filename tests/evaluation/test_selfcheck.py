@@ -20,8 +20,9 @@ from llmkit.evaluation.measured import evaluation_of
 from llmkit.evaluation.sections import Evaluated
 from llmkit.evaluation.selfcheck import answer_score, difference
 from llmkit.pipeline.artefact import Artefact
-from llmkit.tasks import answer_scores, question_answering, text_classification, text_generation, translation
+from llmkit.tasks import answer_scores, multiple_choice, question_answering, text_classification, text_generation, translation
 from llmkit.tasks.labels import MULTI, REGRESSION
+from llmkit.tasks.multiple_choice import MultipleChoice
 from llmkit.tasks.question_answering import QuestionAnswering
 from llmkit.tasks.text_classification import TextClassification
 from llmkit.tasks.text_generation import TextGeneration
@@ -56,6 +57,29 @@ def classified(labels: list[Any]) -> list[Any]:
         text_classification.Example(id=str(number), place="f:1", text=f"text {number}", label=label)
         for number, label in enumerate(labels)
     ]
+
+
+@given(SOME, st.integers(1, 20))
+@settings(max_examples=30, deadline=None)
+def test_choices_are_measured_as_their_definition_has_it(seed: int, n: int) -> None:
+    generator = np.random.default_rng(seed)
+    texts = ["yes", "不", "a long choice", "第二个答案"]
+    test = [
+        multiple_choice.Example(id=str(k), place="f:1", question="?", choices=texts, answer=int(generator.integers(4)))
+        for k in range(n)
+    ]
+    sizes = {"choice": [1] * 4, "choice_norm": [len(x) for x in texts], "choice_bytes": [len(x.encode()) for x in texts]}
+    rows: list[dict[str, Any]] = []
+    for _ in test:
+        found = -generator.integers(1, 9, 4).astype(float)  # with ties
+        chosen = {name: int((found / size).argmax()) for name, size in sizes.items()}
+        rows.append({"prediction": texts[chosen["choice"]], "loglikelihoods": found.tolist(), **chosen})
+    checked(MultipleChoice(max_new_tokens=1, num_beams=1), test, rows)
+
+
+def test_numbers_of_another_batch_may_differ_as_roundings_do() -> None:
+    assert selfcheck._is_same(0.5, 0.5 + 1e-7) and not selfcheck._is_same(0.5, 0.51)
+    assert not selfcheck._is_same("good", "bad")
 
 
 @given(SOME, st.integers(2, 6), st.integers(1, 30))

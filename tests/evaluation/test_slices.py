@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -220,12 +222,30 @@ def test_questions_are_sliced_by_their_word_and_by_where_the_answer_stands() -> 
     assert len(set(places)) == 5, "four quarters and none"
 
 
+def test_one_group_says_nothing_of_how_groups_differ() -> None:
+    found = measured([0.2, 0.4, 0.9, 0.6, 0.1, 0.3], [0] * 6)
+    chosen = np.array([True] * 3 + [False] * 3)
+    assert slices.mean_of(found, chosen)[1:] == (0, 1), "the whole scale"
+    assert slices.against_rest(found, *sides(chosen))[3] == 1
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"), [(3, 3), (2.5, 2.5), ("17", 17), ("1e3", 1000), ("", None), (True, None), ("x", None)]
+)
+def test_a_cell_of_a_csv_may_spell_a_number(cell: Any, number: float | None) -> None:
+    assert math.isnan(slices._number(cell)) if number is None else slices._number(cell) == number
+
+
 def test_any_column_can_be_named(run: Any, classifier: Artefact, toy: Any, tmp_path: Path) -> None:
     rows = [
         {**row, "price": index * 1.5, "shop": ("north", "south")[index % 3 == 0]} for index, row in enumerate(toy(90, 101))
     ]
-    path = tmp_path / "t.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rows[0]["price"] = ""  # a cell that is empty
+    path = tmp_path / "t.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
     settings = {"model_name_or_path": classifier.directory, "test_file": path, "baselines": False}
     made = run("evaluate", tmp_path / "e", slice_by=["price", "shop"], **settings)
     parts = json.loads((made.directory / "metrics.json").read_text(encoding="utf-8"))["slices"]["parts"]
@@ -233,6 +253,6 @@ def test_any_column_can_be_named(run: Any, classifier: Artefact, toy: Any, tmp_p
     assert sizes[("shop", "south")] == 30
     assert [size for (by, _), size in sizes.items() if by == "price"] and sum(
         size for (by, _), size in sizes.items() if by == "price"
-    ) == 90
+    ) == 89
     with pytest.raises(LLMKitError, match=r"slice_by: .* has no column 'prices', it has: .*did you mean 'price'"):
         run("evaluate", tmp_path / "f", slice_by=["prices"], **settings)

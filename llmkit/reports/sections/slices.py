@@ -28,7 +28,8 @@ def context(found: dict[str, Any], told: Told) -> dict[str, Any]:
 
 def _standing(row: dict[str, Any], found: dict[str, Any]) -> str:
     """Whether a part differs from the rest, once all tests are counted; test and interval must agree."""
-    apart = row["difference_low"] > 0 or row["difference_high"] < 0
+    low, high = row["difference_low"], row["difference_high"]
+    apart = low is not None and high is not None and (low > 0 or high < 0)
     if row["p_holm"] >= 0.05 or not apart:
         return "not clearly different"
     return "worse" if (row["difference"] < 0) != found["lower_is_better"] else "better"
