@@ -36,13 +36,13 @@ def of_runs(found: SideBySide) -> str:
         table(["Metric", *names], rows),
     ]
     if found.pairs:
-        head = [f"Against {names[0]}", "Metric", "Difference", "p", "It is"]
+        head = [f"Against {names[0]}", "Metric", "Difference", found.p_is, "It is"]
         rows = [
             [
                 pair.run,
                 words.metric_title(pair.found.metric),
                 words.difference(pair.found.difference, pair.found.low, pair.found.high),
-                words.p_value(pair.found.p_value),
+                words.p_value(pair.p_corrected),
                 pair.finding,
             ]
             for pair in found.pairs

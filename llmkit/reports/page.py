@@ -183,7 +183,10 @@ def runs_as_json(found: SideBySide) -> str:
             }
             for run in found.runs
         ],
-        "differences": [{"run": pair.run, "finding": pair.finding, **dataclasses.asdict(pair.found)} for pair in found.pairs],
+        "differences": [
+            {"run": pair.run, "finding": pair.finding, "p_corrected": pair.p_corrected, **dataclasses.asdict(pair.found)}
+            for pair in found.pairs
+        ],
         "settings": {name: _by_run(found, values) for name, values in found.settings},
         "stages": {name: _by_run(found, values) for name, values in found.stages},
     }

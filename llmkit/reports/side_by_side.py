@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from llmkit.errors import ConfigError
-from llmkit.evaluation.comparison import Comparison, compare_accuracy, compare_means
+from llmkit.errors import ArtefactError, ConfigError
+from llmkit.evaluation.compared import compare_runs
+from llmkit.evaluation.comparison import Comparison, sentence
 from llmkit.pipeline.artefact import Artefact
 from llmkit.reports import facts, training, words
 from llmkit.reports.charts import Series
-from llmkit.reports.facts import PREDICTIONS, Score, Told
+from llmkit.reports.facts import Score, Told
 from llmkit.reports.lineage import Node
 from llmkit.reports.training import Training
-from llmkit.tasks.base import normalised
 
 
 @dataclass
@@ -37,6 +33,9 @@ class Pair:
 
     run: str
     found: Comparison
+    """With an uncorrected p-value; its sentence has the corrected one."""
+    p_corrected: float
+    """Corrected for the number of pairs."""
     finding: str
     """`better`, `worse` or `no clear difference`."""
 
@@ -57,6 +56,8 @@ class SideBySide:
     comparability: str
     """Whether the figures can be compared, in a sentence."""
     pairs: list[Pair]
+    p_is: str
+    """What the p-values of the pairs are called."""
     settings: list[tuple[str, list[str]]]
     """The settings in which the stages of the same name differ."""
     stages: list[tuple[str, list[str]]]
@@ -83,9 +84,10 @@ def gather(artefacts: Sequence[Artefact], title: str | None) -> SideBySide:
     told = [facts.gather(item, None, 0) if is_evaluation[0] else training.gather(item, None) for item in artefacts]
     runs = [Run(name, item) for name, item in zip(names, told, strict=True)]
     evaluations = [item for item in told if isinstance(item, Told)]
+    trainings = [item for item in told if isinstance(item, Training)]
     metrics = list(_metrics(runs))
-    same, comparability = _comparability(runs)
-    pairs = list(_pairs(runs)) if same else []
+    compared, comparability = _compared(artefacts) if evaluations else (None, _held_out(trainings))
+    pairs = list(_pairs(compared, names)) if compared else []
     drawn = [score.title for item in evaluations for score in item.headline] or [name for name, _ in metrics]
     found = SideBySide(
         title=words.clean(title) if title else f"{len(runs)} {'evaluations' if evaluations else 'trainings'} side by side",
@@ -96,15 +98,16 @@ def gather(artefacts: Sequence[Artefact], title: str | None) -> SideBySide:
         headline=list(dict.fromkeys(drawn))[:4],
         comparability=comparability,
         pairs=pairs,
+        p_is=_p_is(len(pairs)),
         settings=list(_settings(runs)),
         stages=list(_stages(runs)),
         curves=list(_curves(runs)),
-        limits=[],
+        limits=list(compared["limits"]) if compared else [],
         notices=[f"{run.name}: {notice}" for run in runs for notice in run.told.notices],
         interval=evaluations[0].interval if evaluations else 0.95,
     )
     found.verdict = _verdict(found)
-    found.limits = list(_limits(found))
+    found.limits += _limits(found)
     return found
 
 
@@ -138,38 +141,16 @@ def _metrics(runs: Sequence[Run]) -> Iterator[tuple[str, list[Score | None]]]:
         yield name, [found.get(name) for found in scores]
 
 
-def _examples(run: Run) -> Any:
-    """The predictions of an evaluation in an order that does not depend on the order of the test set; None without any."""
-    assert run.told.root.artefact is not None
-    table = facts.read_predictions(run.told.root.artefact.directory / PREDICTIONS)
-    return None if table is None else table.sort_by([(name, "ascending") for name in ("id", "text", "label")])
-
-
-def _digest(table: Any) -> str:
-    """Of ids, inputs and labels: equal digests mean the same examples."""
-    columns = [table[name].to_pylist() for name in ("id", "text", "label")]
-    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
-
-
-def _comparability(runs: Sequence[Run]) -> tuple[bool, str]:
-    """Whether all were measured on the same examples by the same metric, and that in a sentence."""
-    told = [run.told for run in runs if isinstance(run.told, Told)]
-    if not told:
-        return False, _held_out([run.told for run in runs if isinstance(run.told, Training)])
-    for name, title in (("task", "tasks"), ("n", "numbers of examples")):
-        values = list(dict.fromkeys(str(getattr(item, name)) for item in told))
-        if len(values) > 1:
-            return False, f"They cannot be compared: their {title} differ ({words.listing(values)})."
-    measures = list(dict.fromkeys(str(item.record.get("value_is") or "accuracy") for item in told))
-    if len(measures) > 1:
-        return False, f"They cannot be compared: they were measured by {words.listing(measures)}."
-    tables = [_examples(run) for run in runs]
-    absent = [run.name for run, table in zip(runs, tables, strict=True) if table is None]
-    if absent:
-        return False, f"Whether they were measured on the same examples is not known: {words.listing(absent)} kept none."
-    if len({_digest(table) for table in tables}) > 1:
-        return False, "They were measured on different examples, and their figures cannot be compared."
-    return True, f"All were measured on the same {words.count(told[0].n, 'example')} (ids, inputs and labels are equal)."
+def _compared(artefacts: Sequence[Artefact]) -> tuple[dict[str, Any] | None, str]:
+    """What `llmkit compare` finds of evaluations, if they can be compared, and whether they can, in a sentence or two."""
+    try:
+        found = compare_runs([str(artefact.directory) for artefact in artefacts])
+    except ArtefactError as refusal:
+        return None, f"{refusal}."
+    told = f"All were measured on the same {words.count(found['n'], 'example')} (texts and labels are equal)."
+    if found["over_seeds"]:
+        told += " The differences are of means over the seeds of each; the metrics are those of the first seed."
+    return found, told
 
 
 def _held_out(trainings: Sequence[Training]) -> str:
@@ -190,40 +171,19 @@ def _held_out(trainings: Sequence[Training]) -> str:
     return f"All were measured on the same {data}, so their losses can be compared."
 
 
-def _pairs(runs: Sequence[Run]) -> Iterator[Pair]:
-    """Each run against the first, paired by example."""
-    tables = [_examples(run) for run in runs]
-    first, told = tables[0], runs[0].told
-    assert isinstance(told, Told)
-    metric, is_error = str(told.record.get("value_is") or "accuracy"), bool(told.record.get("lower_is_better"))
-    groups, weights = _groups(first), _weights(first, metric)
-    theirs = np.array(first["value"].to_pylist(), dtype=np.float64) * weights
-    for run, table in zip(runs[1:], tables[1:], strict=True):
-        mine = np.array(table["value"].to_pylist(), dtype=np.float64) * weights
-        is_share = groups is None and not is_error and bool(np.isin([mine, theirs], (0.0, 1.0)).all())
-        if is_share:
-            found = compare_accuracy(mine > 0, theirs > 0, runs[0].name, metric)
-        else:
-            found = compare_means(mine, theirs, runs[0].name, metric, told.seed or 0, groups, is_error)
-        finding = facts.finding(found.difference, found.low, found.high, found.p_value, told.interval, is_error)
-        yield Pair(run.name, found, finding)
+def _pairs(compared: dict[str, Any], names: Sequence[str]) -> Iterator[Pair]:
+    """Each run against the first, under the names that they have on the page."""
+    for name, pair in zip(names[1:], compared["comparisons"], strict=True):
+        difference, low, high, p_corrected = (pair[key] for key in ("difference", "low", "high", "p_corrected"))
+        found = Comparison(names[0], compared["metric"], difference, low, high, p_corrected)
+        are_shares = pair["table"] is not None
+        said = sentence(found, compared["n"], compared["lower_is_better"], are_shares, name, _p_is(len(names) - 1))
+        finding = "no clear difference" if pair["finding"] == "no evidence" else pair["finding"]
+        yield Pair(name, replace(found, p_value=pair["p_value"], sentence=said), p_corrected, finding)
 
 
-def _weights(table: Any, metric: str) -> Any:
-    """How much an example counts in the metric, 1 in the mean: bits per byte of a corpus are those of all its bytes."""
-    if metric != "bits_per_byte" or "bytes" not in table.column_names:
-        return 1.0
-    sizes = np.array(table["bytes"].to_pylist(), dtype=np.float64)
-    return sizes / sizes.mean()
-
-
-def _groups(table: Any) -> np.ndarray | None:
-    """The number of the context that each question is about, as the evaluation counted them; None where there are none."""
-    if "context_start" not in table.column_names:
-        return None
-    numbers: dict[str, int] = {}
-    pairs = zip(table["text"].to_pylist(), table["context_start"].to_pylist(), strict=True)
-    return np.array([numbers.setdefault(normalised(text[start:]), len(numbers)) for text, start in pairs])
+def _p_is(tests: int) -> str:
+    return "p" if tests < 2 else f"p corrected for {tests} tests"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -274,7 +234,7 @@ def _curves(runs: Sequence[Run]) -> Iterator[tuple[str, list[Series]]]:
 
 def _verdict(found: SideBySide) -> str:
     if found.pairs:
-        return " ".join(f"{pair.run}: {pair.found.sentence[0].lower()}{pair.found.sentence[1:]}" for pair in found.pairs)
+        return " ".join(pair.found.sentence for pair in found.pairs)
     if found.kind == "trainings":
         loss = next((row for row in found.metrics if row[0] == "validation loss"), None)
         values = [
@@ -287,17 +247,7 @@ def _verdict(found: SideBySide) -> str:
 
 
 def _limits(found: SideBySide) -> Iterator[str]:
-    if found.pairs:
-        yield (
-            "Each difference holds for these models on these examples. That other seeds of the same settings would differ "
-            "in the same way is not shown."
-        )
-    if len(found.pairs) > 1:
-        yield (
-            f"{len(found.pairs)} differences were tested, each as if it were the only one; `llmkit compare` corrects for "
-            f"their number."
-        )
     if found.kind == "evaluations" and not found.pairs:
-        yield "No difference was tested, since the examples are not known to be the same."
+        yield "No difference was tested, since the evaluations cannot be compared."
     if found.kind == "trainings":
         yield "Each was trained once: how far two trainings of the same settings differ is not known; there is no interval."

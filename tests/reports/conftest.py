@@ -127,6 +127,7 @@ def metrics_of(rows: list[Row]) -> dict[str, Any]:
         "task": "text-classification",
         "split": "test",
         "n": n,
+        "value_is": "accuracy",
         "labels": labels,
         "interval": 0.95,
         "seed": 0,
@@ -172,6 +173,7 @@ def write_predictions(path: Path, rows: list[Row], further: dict[str, list[Any]]
     columns: dict[str, list[Any]] = {
         name: [row[number] for row in rows] for number, name in enumerate(("id", "text", "label", "prediction", "score"))
     }
+    columns["value"] = [float(row[2] == row[3]) for row in rows]
     labels = sorted({row[2] for row in rows} | {row[3] for row in rows})
     for label in labels:
         columns[f"probability_{label}"] = [

@@ -230,6 +230,16 @@ def test_without_scripts_the_worst_errors_stand_there(chain: Chain, write: Calla
     assert len(found) == 12 and hidden
 
 
+def test_documents_have_no_label_and_no_prediction(chain: Chain, write: Callable[..., Written], browser: Browser) -> None:
+    rows = [(f"d{n}", f"Document {n}.", "", "", 0.5) for n in range(3)]
+    record = {"task": "language-modeling", "n": 3, "value_is": "bits_per_byte", "lower_is_better": True, "metrics": []}
+    chain.build(rows, record=record, further={"value": [1.0, 2.0, 3.0]})
+    browser.open(write().directory / "report.html")
+    assert shown(browser) == ["Document 2.", "Document 1.", "Document 0."]
+    keys = browser.value("[...document.querySelectorAll('#found .key')].map((key) => key.textContent)")
+    assert len(keys) == 3 and not any("true: " in key or "predicted: " in key for key in keys)
+
+
 def test_search_filters_order_and_pages(chain: Chain, write: Callable[..., Written], browser: Browser) -> None:
     rows = many_rows(100, "Ｆｕｌｌ　width Straße")
     chain.build(rows, record=chain.metrics_of(rows))

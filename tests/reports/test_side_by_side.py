@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from llmkit.errors import ArtefactError, ConfigError
-from llmkit.evaluation.comparison import compare_accuracy, compare_means
+from llmkit.evaluation.compared import compare_runs
+from llmkit.evaluation.comparison import compare_accuracy
 from llmkit.reports.report import ReportConfig
 from llmkit.reports.side_by_side import distinct_names
 
@@ -33,7 +35,7 @@ def mended(rows: list[Row], every: int) -> list[Row]:
 def test_the_same_examples_are_compared_one_by_one(chain: Chain, write: Callable[..., Written]) -> None:
     rows, better = chain.example_rows(), mended(chain.example_rows(), 2)
     chain.build(rows)
-    written = write(runs=second(chain, better[::-1]))
+    written = write(runs=second(chain, better))
     right = [np.array([row[2] == row[3] for row in item]) for item in (rows, better)]
     expected = compare_accuracy(right[1], right[0], "first")
     (found,) = written.json["differences"]
@@ -41,23 +43,26 @@ def test_the_same_examples_are_compared_one_by_one(chain: Chain, write: Callable
     assert (found["low"], found["high"], found["p_value"]) == (expected.low, expected.high, expected.p_value)
     assert found["run"] == "evaluate" and found["baseline"] == "first" and found["finding"] == "better"
     assert "All were measured on the same 30 examples" in written.html
-    assert written.json["verdict"].startswith("evaluate: better than first by 20.0 points")
+    assert written.json["verdict"].startswith("evaluate is better than first in accuracy by 20.0 points (")
     assert "| accuracy | 0.600 (0.540 to 0.660) | 0.800 (0.740 to 0.860) |" in (written.directory / "report.md").read_text()
+
+
+KEYS = ("difference", "low", "high", "p_value", "p_corrected")
+
+
+def same_as_compared(found: list[dict[str, Any]], places: list[str]) -> bool:
+    expected = compare_runs(places)["comparisons"]
+    return [[item[key] for key in KEYS] for item in found] == [[item[key] for key in KEYS] for item in expected]
 
 
 def test_questions_on_one_context_are_no_independent_examples(chain: Chain, write: Callable[..., Written]) -> None:
     rows = [(f"q{n}", f"Question {n}?\nContext {n // 3}.", "x", "x", 0.5) for n in range(30)]
-    values = [np.array([(n * 7 + shift) % 11 / 10 for n in range(30)]) for shift in (0, 3)]
-    record = {"task": "question-answering", "n": 30, "value_is": "f1", "metrics": [{"name": "f1", "value": 0.5}]}
-    starts = [row[1].index("\n") + 1 for row in rows]
-    chain.build(rows, record=record, further={"value": values[0], "context_start": starts})
-    places = second(chain, rows, record, further={"value": values[1], "context_start": starts})
-    (found,) = write(runs=places).json["differences"]
-    order = sorted(range(30), key=lambda n: f"q{n}")
-    numbers: dict[int, int] = {}
-    groups = np.array([numbers.setdefault(n // 3, len(numbers)) for n in order])
-    expected = compare_means(values[1][order], values[0][order], "first", "f1", 0, groups)
-    assert (found["difference"], found["low"], found["high"]) == (expected.difference, expected.low, expected.high)
+    values = [[(n * 7 + shift) % 11 / 10 for n in range(30)] for shift in (0, 3)]
+    record = {"task": "question-answering", "n": 30, "value_is": "f1", "metrics": []}
+    groups = [n // 3 for n in range(30)]
+    chain.build(rows, record=record, further={"value": values[0], "group": groups})
+    places = second(chain, rows, record, further={"value": values[1], "group": groups})
+    assert same_as_compared(write(runs=places).json["differences"], places)
 
 
 def test_documents_count_by_their_bytes(chain: Chain, write: Callable[..., Written]) -> None:
@@ -66,10 +71,44 @@ def test_documents_count_by_their_bytes(chain: Chain, write: Callable[..., Writt
     bits = [np.linspace(1, 2, 30), np.linspace(0.95, 1.8, 30)]
     record = {"task": "language-modeling", "n": 30, "value_is": "bits_per_byte", "lower_is_better": True, "metrics": []}
     chain.build(rows, record=record, further={"value": bits[0], "bytes": sizes})
-    written = write(runs=second(chain, rows, record, further={"value": bits[1], "bytes": sizes}))
-    (found,) = written.json["differences"]
-    assert found["difference"] == pytest.approx(((bits[1] - bits[0]) * sizes).sum() / sizes.sum())
-    assert found["finding"] == "better" and found["difference"] < 0
+    places = second(chain, rows, record, further={"value": bits[1], "bytes": sizes})
+    found = write(runs=places).json["differences"]
+    assert found[0]["difference"] == pytest.approx(((bits[1] - bits[0]) * sizes).sum() / sizes.sum())
+    assert found[0]["finding"] == "better" and found[0]["difference"] < 0
+    assert same_as_compared(found, places)
+
+
+def test_p_values_of_several_are_corrected_for_their_number(chain: Chain, write: Callable[..., Written]) -> None:
+    """Six of thirty are mended: evidence by itself (p = 0.031), and none as one of two tests."""
+    rows = chain.example_rows()
+    chain.build(rows)
+    places = second(chain, mended(rows, 2))
+    assert write("pair", runs=places).json["differences"][0]["finding"] == "better"
+    (chain.root / "evaluate").rename(chain.root / "other")
+    chain.evaluate(rows)
+    places.insert(1, str(chain.root / "other"))
+    written = write(runs=places)
+    found = written.json["differences"]
+    assert same_as_compared(found, places)
+    assert (found[0]["p_value"], found[0]["p_corrected"]) == (0.03125, 0.0625)
+    assert found[0]["finding"] == "no clear difference" and "p corrected for 2 tests = 0.062" in found[0]["sentence"]
+    assert "p corrected for 2 tests</th>" in written.html and "0.062" in (written.directory / "report.md").read_text()
+
+
+def test_means_over_seeds_are_compared_where_all_have_several(chain: Chain, write: Callable[..., Written]) -> None:
+    rows = chain.example_rows()
+    seeds = {"of": [0, 1, 2], "metrics": {}, "value": {"low": 0.5, "high": 0.7, "sd_training": 0.01}}
+    record = {**chain.metrics_of(rows), "seeds": seeds}
+    means = [[(n * 7 + shift) % 4 / 3 for n in range(30)] for shift in (0, 1)]
+    chain.build(rows, record=record, further={"mean_over_seeds": means[0]})
+    places = second(chain, rows, record, further={"mean_over_seeds": means[1]})
+    written = write(runs=places)
+    assert same_as_compared(written.json["differences"], places)
+    assert written.json["differences"][0]["difference"] == pytest.approx(np.mean(means[1]) - np.mean(means[0])) != 0
+    assert "means over the seeds of each" in written.html
+    chain.evaluate(rows)
+    mixed = write("mixed", runs=places).json
+    assert mixed["differences"][0]["difference"] == 0 and "the first is compared" in " ".join(mixed["limits"])
 
 
 def test_documents_are_neither_right_nor_wrong(chain: Chain, write: Callable[..., Written]) -> None:
@@ -78,16 +117,16 @@ def test_documents_are_neither_right_nor_wrong(chain: Chain, write: Callable[...
     chain.build(rows, record=record, further={"value": [1.0 + n / 10 for n in range(30)]})
     page = write().html.partition("<script")[0]
     assert "30 texts with their bits per byte." in page and "wholly right" not in page and "predicted: " not in page
+    assert "data-judged" not in page  # by which the script knows whether to tell labels and predictions
     assert page.index("Document 29.") < page.index("Document 28.")
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"ids": True}, "They were measured on different examples"),
-        ({"n": 31}, "their numbers of examples differ (30 and 31)"),
-        ({"task": "translation"}, "their tasks differ (text-classification and translation)"),
-        ({"value_is": "f1"}, "they were measured by accuracy and f1"),
+        ({"examples": 29}, "has 30 of them, "),
+        ({"task": "translation"}, "different tasks (text-classification and translation)."),
+        ({"value_is": "f1"}, "measured by different metrics (accuracy and f1)."),
     ],
 )
 def test_what_cannot_be_compared_is_said(
@@ -95,10 +134,19 @@ def test_what_cannot_be_compared_is_said(
 ) -> None:
     rows = chain.example_rows()
     chain.build(rows)
-    others = [("other", *row[1:]) for row in rows] if change.pop("ids", False) else rows
-    written = write(runs=second(chain, others, {**chain.metrics_of(rows), **change}))
-    assert reason in written.json["comparability"] and written.json["differences"] == []
+    others = rows[: change.pop("examples", len(rows))]
+    places = second(chain, others, {**chain.metrics_of(others), **change})
+    written = write(runs=places)
+    with pytest.raises(ArtefactError, match=re.escape(reason.rstrip("."))) as refusal:
+        compare_runs(places)
+    assert written.json["comparability"] == f"{refusal.value}." and written.json["differences"] == []
     assert "No difference was tested" in " ".join(written.json["limits"])
+
+
+def test_copies_of_the_same_examples_are_compared(chain: Chain, write: Callable[..., Written]) -> None:
+    rows = chain.example_rows()
+    chain.build(rows)
+    assert write(runs=second(chain, [("other", *row[1:]) for row in rows])).json["differences"]
 
 
 def test_what_was_set_otherwise_is_listed(chain: Chain, write: Callable[..., Written]) -> None:
