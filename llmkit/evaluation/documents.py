@@ -226,5 +226,7 @@ def encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
     if not tokenizer.is_fast:
         return [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
     tokenizer.backend_tokenizer.encode_special_tokens = True
+    tokenizer.backend_tokenizer.no_truncation()  # a tokenizer is saved with how it was last called
+    tokenizer.backend_tokenizer.no_padding()
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]

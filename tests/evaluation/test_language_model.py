@@ -118,6 +118,14 @@ def test_losses_are_those_of_a_plain_loop(parts: tuple[Any, Any], tmp_path: Path
     assert rows[:, 2:].sum(axis=1) == pytest.approx(rows[:, 0])
 
 
+def test_a_tokenizer_that_was_saved_with_truncation_cuts_no_document(base_model: Artefact, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_model.directory)
+    expected = encode(TEXTS, tokenizer)
+    tokenizer(["x"], truncation=True, max_length=4, padding="max_length")
+    tokenizer.save_pretrained(tmp_path)
+    assert encode(TEXTS, AutoTokenizer.from_pretrained(tmp_path)) == expected
+
+
 def test_logits_are_made_for_targets_alone_and_say_the_same(parts: tuple[Any, Any]) -> None:
     model, _ = parts
     generator = torch.Generator().manual_seed(0)
