@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _TEXT_KEPT = 2000  # characters of a document that stand in predictions.parquet
 _ENCODED_AT_ONCE = 256  # documents
 
-_TOLD = pyarrow.schema([("id", pyarrow.string()), ("text", pyarrow.string())])
+_TOLD = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "text", "text_sha256")])
 
 # Scripts by which a language is told where no column names it (Unicode blocks). Japanese has Han characters as well as kana.
 _SCRIPTS = {
@@ -177,7 +177,8 @@ class Tokens:
                     self.compressed.append(_deflated(text))
                     self.sources.add(source_of(document))
                     self.languages.add(language_of(document))
-                    kept.append({"id": document.id, "text": document.text[:_TEXT_KEPT]})
+                    sha256 = hashlib.sha256(text).hexdigest()
+                    kept.append({"id": document.id, "text": document.text[:_TEXT_KEPT], "text_sha256": sha256})
                 told.write_table(pyarrow.Table.from_pylist(kept, schema=_TOLD))
         if not len(self):
             raise DataError(f"there is nothing to measure: none of the {self.empty:,} documents has any text")
@@ -203,7 +204,7 @@ class Tokens:
         return np.concatenate([[self.first], ids]) if start == 0 else ids
 
     def told(self) -> Iterator[pyarrow.RecordBatch]:
-        """Id and the beginning of the text of each document, in their order."""
+        """Id, the beginning of the text and the hash of all of it, of each document in their order."""
         with pyarrow.parquet.ParquetFile(self.directory / "told.parquet") as file:
             yield from file.iter_batches()
 

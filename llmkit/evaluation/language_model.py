@@ -418,7 +418,7 @@ def _samples(config: EvaluateConfig, model: Any, tokenizer: Any, tokens: Tokens)
 
 
 def _write_predictions(path: Path, tokens: Tokens, sums: Sums) -> None:
-    """A row a document, its text cut; written as it is read."""
+    """A row a document, its text cut, with the hash of all of it; written as it is read."""
     columns = {
         "value": sums.loss / math.log(2) / np.array(tokens.text_bytes),
         "loss": sums.loss,
@@ -435,7 +435,8 @@ def _write_predictions(path: Path, tokens: Tokens, sums: Sums) -> None:
             known = list(found.numbers)
             names[column] = [known[number] for number in found.of_document[part]]
         empty = [""] * len(batch)  # there is no label
-        rows = {"id": batch["id"], "text": batch["text"], "label": empty, "prediction": empty, **names}
+        told = {name: batch[name] for name in batch.schema.names}
+        rows = {**told, "label": empty, "prediction": empty, **names}
         table = pyarrow.table(rows | {name: values[part] for name, values in columns.items()})
         writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)

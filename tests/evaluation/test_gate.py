@@ -130,6 +130,9 @@ def test_an_undefined_metric_meets_no_condition(
     classifier: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = EvaluateConfig(model_name_or_path="m", test_file="t.csv", gate=["pearson>=-1"])
-    undefined = {"pearson": {"value": None, "low": None, "high": None}}
+    undefined = {"n": 1, "pearson": {"value": None, "low": None, "high": None}}
     assert gate.check(config, Artefact(tmp_path, replace(classifier.manifest, metrics=undefined))) == 1
     assert "FAILED, pearson is undefined" in capsys.readouterr().out
+    pointed = {"n": 1, "pearson": {"value": 0.5, "low": None, "high": None}}
+    assert gate.check(config, Artefact(tmp_path, replace(classifier.manifest, metrics=pointed))) == 1
+    assert "FAILED, pearson has no interval on 1 example, so nothing can be held" in capsys.readouterr().out

@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from llmkit.corpus.documents import Document, count
-from llmkit.errors import ConfigError, DataError, LLMKitError
+from llmkit.errors import ArtefactError, ConfigError, DataError, LLMKitError
+from llmkit.evaluation.compared import compare_runs, describe
 from llmkit.evaluation.documents import Tokens, encode
 from llmkit.evaluation.language_model import _bin, score_windows
 from llmkit.evaluation.ngrams import Trigrams
@@ -284,6 +285,20 @@ def test_a_base_model_with_labelled_texts_is_still_told_that_it_has_learned_no_t
     test = write(tmp_path / "t.jsonl", ["a", "b"], label=["x", "y"])
     with pytest.raises(LLMKitError, match="has learned no task of llmkit"):
         run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, test_file=test)
+
+
+def test_documents_that_differ_behind_what_is_kept_of_them_are_not_compared(
+    run: Any, base_model: Artefact, tmp_path: Path
+) -> None:
+    shared = {"model_name_or_path": base_model.directory, "sample_prompts": [], "cpu_threads": 1, "baselines": False}
+    texts = {"a": LONG * 5, "same": LONG * 5, "other": LONG * 5 + "x"}
+    for name, text in texts.items():
+        test = write(tmp_path / f"{name}.jsonl", [text])
+        run("evaluate", tmp_path / name, test_file=test, **shared)
+    found = compare_runs([str(tmp_path / "a"), str(tmp_path / "same")])
+    assert "(no interval)" in describe(found, 3), "one document has no spread"
+    with pytest.raises(ArtefactError, match=r"their examples differ\. The first is number 1"):
+        compare_runs([str(tmp_path / "a"), str(tmp_path / "other")])
 
 
 # --------------------------------------------------------------------------------------------------------------------
