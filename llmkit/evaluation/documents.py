@@ -71,7 +71,8 @@ def read_documents(config: EvaluateConfig) -> Iterator[Document]:
         reader = FileReader(find_files([file], "dataset_name"), options)
     else:
         name = config.dataset_name or ""
-        reader = DatasetReader(name, config.dataset_config_name, config.dataset_split, options.text_column)
+        column, revision = options.text_column, config.dataset_revision
+        reader = DatasetReader(name, config.dataset_config_name, config.dataset_split, column, revision)
     for row in reader.rows(lambda size: None):
         if isinstance(row, BadRow):
             raise DataError(f"{row.place}: {row.reason}; remove or mend this row")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import StageConfig, fields_of, option
+from llmkit.errors import ConfigError
 from llmkit.evaluation import gate
 from llmkit.tasks.registry import EvaluatedName
 from llmkit.tasks.settings import Columns
@@ -123,14 +124,27 @@ class EvaluateConfig(Columns, LanguageModelSettings, StageConfig):
             yield from source_problems(self, "test_file")
         elif self.test_file or self.dataset_name:
             yield "corpus: documents are given, and others; give one of corpus, test_file and dataset_name"
-        if self.task not in (None, LanguageModelSettings.task_name):
-            known = fields_of(LanguageModelSettings)
-            for name in [name for name, spec in known.items() if getattr(self, name) != spec.default]:
-                yield f"{name}: is a setting of language-modeling, and the task is {self.task}"
+        if self.lm_eval is not None:
+            yield from self.unused("lm_eval")
+        elif self.task is not None:
+            yield from self.unused(self.task)
         for name in ("per_device_eval_batch_size", "cpu_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"{name}: is {value}, must be at least 1"
+
+    def unused(self, task: str) -> Iterable[str]:
+        """Settings that say nothing of a task, or of those of lm_eval, and that would be left out without a word."""
+        language_modeling = LanguageModelSettings.task_name
+        known = fields_of(type(self))
+        if task != language_modeling:
+            for name in fields_of(LanguageModelSettings):
+                if getattr(self, name) != known[name].default and not (task == "lm_eval" and name == "corpus"):
+                    yield f"{name}: is a setting of {language_modeling}, and the task is {task}"
+        if task in (language_modeling, "lm_eval"):
+            for name in ("selfcheck", "slice_by"):
+                if getattr(self, name) != known[name].default:
+                    yield f"{name}: is no setting of {task}"
 
     def _lm_eval_problems(self) -> Iterable[str]:
         given = self.lm_eval_settings()
@@ -179,7 +193,9 @@ def evaluate(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
     from llmkit.evaluation import language_model
     from llmkit.evaluation.task_model import evaluate_task_model
 
-    if language_model.is_asked(config):
+    is_asked = language_model.is_asked(config)
+    if unused := list(config.unused(config.task or (LanguageModelSettings.task_name if is_asked else "another"))):
+        raise ConfigError(unused)
+    if is_asked:
         return language_model.evaluate_language_model(config, workspace)
-
     return evaluate_task_model(config, workspace)

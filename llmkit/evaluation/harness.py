@@ -88,6 +88,7 @@ def evaluate_with_lm_eval(config: EvaluateConfig, workspace: Workspace) -> dict[
         "baselines": [],
         "baselines_left_out": "tasks of lm-evaluation-harness have none",
         "comparison": [],
+        "leakage_left_out": "documents of lm-evaluation-harness are not looked for in training texts",
         "lm_eval": {"version": found["lm_eval_version"], "versions": found["versions"], "n_shot": found["n-shot"]},
     }
     text = json.dumps(result, indent=1, ensure_ascii=False, default=str)

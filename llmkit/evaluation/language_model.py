@@ -55,6 +55,7 @@ _SAVED_EVERY = 1.0  # seconds
 _DOCUMENTS_AT_ONCE = 4096
 _NAMED = 40  # sources, or languages, with figures of their own; the smaller ones are added up
 _PROMPTS, _PROMPT_TOKENS = 3, 16
+_NO_LEAKAGE = "documents are not looked for in training texts: a long one easily shares a run of words with a large corpus"
 _BESIDE_TEXT = {"id", "source", "metadata", "language", "lang", "url", "title"}
 _TEXT_FILES = (".txt", ".md", ".gz", ".zst")
 
@@ -114,6 +115,7 @@ def evaluate_language_model(config: EvaluateConfig, workspace: Workspace) -> dic
         "lower_is_better": True,
         "perfect": 0.0,
         "overlap": None,
+        "leakage_left_out": _NO_LEAKAGE,
         "baselines": [],
         "comparison": [],
         "language_model": {
@@ -452,6 +454,10 @@ def _summary(metrics: list[Metric], result: dict[str, Any]) -> Iterator[str]:
         between = "" if metric.low is None else f"  ({metric.low:.4f} to {metric.high:.4f})"
         yield f"  {metric.key:14} {metric.value:.4f}{between}"
     yield from (f"  {item['sentence']}" for item in result["comparison"])
-    for key, name in (("baselines_left_out", "baselines"), ("trigrams_left_out", "trigrams as a baseline")):
+    for key, name in (
+        ("baselines_left_out", "baselines"),
+        ("trigrams_left_out", "trigrams as a baseline"),
+        ("leakage_left_out", "search for leakage"),
+    ):
         if key in result:
             yield f"  no {name}: {result[key]}"

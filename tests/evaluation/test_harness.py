@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from llmkit.config import Source, resolve
 from llmkit.errors import ConfigError
+from llmkit.evaluation.evaluate import EvaluateConfig
 from llmkit.pipeline.artefact import Artefact
 
 
@@ -81,3 +83,10 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, lm_eval=words)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("selfcheck", True), ("slice_by", ["x"]), ("stride", 8)])
+def test_settings_that_say_nothing_of_its_tasks_are_refused(setting: str, value: Any) -> None:
+    given = {"model_name_or_path": "m", "lm_eval": ["tasks=parity"], setting: value}
+    with pytest.raises(ConfigError, match=f"{setting}: is "):
+        resolve(EvaluateConfig, [Source(given, {})])

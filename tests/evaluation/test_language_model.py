@@ -29,7 +29,8 @@ from transformers import (
 from llmkit.corpus.documents import Document, count
 from llmkit.errors import ArtefactError, ConfigError, DataError, LLMKitError
 from llmkit.evaluation.compared import compare_runs, describe
-from llmkit.evaluation.documents import Tokens, encode
+from llmkit.evaluation.documents import Tokens, encode, read_documents
+from llmkit.evaluation.evaluate import EvaluateConfig
 from llmkit.evaluation.language_model import _bin, score_windows
 from llmkit.evaluation.ngrams import Trigrams
 from llmkit.evaluation.strides import plan_windows
@@ -193,6 +194,7 @@ def test_metrics_are_ratios_of_sums_over_documents(evaluated: Artefact, parts: t
     for metric in metrics["metrics"]:
         assert metric["low"] <= metric["value"] <= metric["high"]
     assert metrics["n"] == len(rows) == len(TEXTS)
+    assert "not looked for" in metrics["leakage_left_out"]
     assert metrics["language_model"]["empty_documents"] == 1
     assert evaluated.manifest.metrics["bits_per_byte"]["value"] == value(metrics["metrics"], "bits_per_byte")
     assert not [path for path in evaluated.directory.iterdir() if path.name.startswith(".")], "scratch files are gone"
@@ -261,6 +263,41 @@ def test_windows_that_cannot_be_are_refused(
     test = write(tmp_path / "t.jsonl", ["a text"])
     with pytest.raises(ConfigError, match=said):
         run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, test_file=test, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"selfcheck": True}, "selfcheck: is no setting of language-modeling"),
+        ({"slice_by": ["source"], "task": "language-modeling"}, "slice_by: is no setting of language-modeling"),
+    ],
+)
+def test_settings_of_other_tasks_are_refused(
+    run: Any, base_model: Artefact, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    test = write(tmp_path / "t.jsonl", ["a text"])
+    with pytest.raises(ConfigError, match=said):
+        run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, test_file=test, **settings)
+
+
+def test_a_task_model_takes_no_settings_of_windows(
+    run: Any, classifier: Artefact, toy_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    given = {"model_name_or_path": classifier.directory, "test_file": toy_files[1], "stride": 8, "sample_by": "line"}
+    with pytest.raises(ConfigError, match="stride: is a setting of language-modeling") as failure:
+        run("evaluate", tmp_path / "e", **given)
+    assert "sample_by: " in str(failure.value)
+
+
+def test_documents_are_those_of_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load(name: str, configuration: Any, *, revision: str, **more: Any) -> list[dict[str, str]]:
+        return [{"text": f"{name} at {revision}"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    config = EvaluateConfig(model_name_or_path="m", dataset_name="some/texts", dataset_revision="v1")
+    assert [document.text for document in read_documents(config)] == ["some/texts at v1"]
 
 
 @pytest.mark.parametrize(
