@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llmkit.evaluation.evaluate import EvaluateConfig
     from llmkit.pipeline.artefact import Artefact
 
-_FORM = re.compile(r"\s*(\w+)\s*(>=|<=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+_FORM = re.compile(r"\s*([^<>=\s][^<>=]*?)\s*(>=|<=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
 
 
 @dataclass

@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit import __version__
 from llmkit.errors import ArtefactError, ConfigError, DataError
-from llmkit.evaluation import ngrams
+from llmkit.evaluation import gate, ngrams
 from llmkit.evaluation.comparison import compare_means
 from llmkit.evaluation.documents import Names, Tokens, read_documents
 from llmkit.evaluation.intervals import LEVEL, Metric, bootstrap
@@ -56,6 +56,7 @@ _DOCUMENTS_AT_ONCE = 4096
 _NAMED = 40  # sources, or languages, with figures of their own; the smaller ones are added up
 _PROMPTS, _PROMPT_TOKENS = 3, 16
 _NO_LEAKAGE = "documents are not looked for in training texts: a long one easily shares a run of words with a large corpus"
+_METRICS = ("bits_per_byte", "perplexity", "token_accuracy")
 _BESIDE_TEXT = {"id", "source", "metadata", "language", "lang", "url", "title"}
 _TEXT_FILES = (".txt", ".md", ".gz", ".zst")
 
@@ -82,7 +83,12 @@ def is_asked(config: EvaluateConfig) -> bool:
 
 
 def evaluate_language_model(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
-    """Measure a language model; see `evaluate.evaluate`."""
+    """Measure a language model; see `evaluate.evaluate`.
+
+    Raises:
+        ConfigError: the gate names a metric that there is not, or windows are not such that the model takes them.
+    """
+    gate.check_names(config.gate or [], _METRICS)
     disable_progress_bar()
     if not torch.accelerator.is_available():
         use_cpu_well(config.cpu_threads or torch.get_num_threads())
@@ -304,10 +310,11 @@ class _Measured:
     def metrics(self) -> list[Metric]:
         """Of all documents."""
         sums = self.sums
+        bits_per_byte, perplexity, token_accuracy = _METRICS
         return [
-            self.ratio("bits_per_byte", [sums.loss, self.bytes], _bits_per_byte),
-            self.ratio("perplexity", [sums.loss, sums.tokens], _perplexity),
-            self.ratio("token_accuracy", [sums.right, sums.tokens], _share),
+            self.ratio(bits_per_byte, [sums.loss, self.bytes], _bits_per_byte),
+            self.ratio(perplexity, [sums.loss, sums.tokens], _perplexity),
+            self.ratio(token_accuracy, [sums.right, sums.tokens], _share),
         ]
 
     def of(self, losses: np.ndarray) -> list[Metric]:
