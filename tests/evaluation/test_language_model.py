@@ -169,6 +169,15 @@ def test_a_model_that_sees_what_comes_is_refused() -> None:
     TokenScorer(BertLMHeadModel(BertConfig(**shape, is_decoder=True)).eval())
 
 
+def test_a_model_that_gives_nan_is_told_as_one() -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
+    model = BertLMHeadModel(BertConfig(**shape, is_decoder=True)).eval()
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(ConfigError, match="the model gives NaN or infinity"):
+        TokenScorer(model)
+
+
 def test_bins_are_powers_of_two() -> None:
     assert _bin(np.array([1, 2, 3, 4, 7, 8, 1023, 1024])).tolist() == [0, 1, 1, 2, 2, 3, 9, 10]
 
