@@ -150,7 +150,11 @@ class EvaluateConfig(Columns, LanguageModelSettings, StageConfig):
         given = self.lm_eval_settings()
         for word in given.keys() - {"tasks", "include_path", "num_fewshot", "limit"}:
             yield f"lm_eval: {word!r} is none of tasks=, include_path=, num_fewshot= and limit="
-        if not given.get("tasks"):
+        words = [word.partition("=")[0] for word in self.lm_eval or []]
+        for word in given:
+            if words.count(word) > 1:
+                yield f"lm_eval: {word}= is given twice; several tasks are named as tasks=one,two"
+        if not self.lm_eval_tasks():
             yield "lm_eval: name the tasks: tasks=one,two"
         if not Path(given.get("include_path", ".")).is_dir():
             yield f"lm_eval: there is no directory {given['include_path']!r} (looked in {Path.cwd()})"
@@ -164,6 +168,11 @@ class EvaluateConfig(Columns, LanguageModelSettings, StageConfig):
     def lm_eval_settings(self) -> dict[str, str]:
         """What `lm_eval` says, by name."""
         return dict(word.partition("=")[::2] for word in self.lm_eval or [])
+
+    def lm_eval_tasks(self) -> list[str]:
+        """The names of the tasks of `lm_eval`."""
+        names = (name.strip() for name in self.lm_eval_settings().get("tasks", "").split(","))
+        return [name for name in names if name]
 
     def raw_inputs(self) -> dict[str, str]:
         marks = dataset_marks(self.dataset_name, (self.dataset_split,))

@@ -419,11 +419,18 @@ def _samples(config: EvaluateConfig, model: Any, tokenizer: Any, tokens: Tokens)
     prompts = config.sample_prompts
     if prompts is None:  # the beginnings of the first documents
         lengths = [min(_PROMPT_TOKENS, max(1, int(length) // 2)) for length in tokens.lengths[:_PROMPTS]]
-        prompts = [tokenizer.decode(tokens.read(number, 1, length + 1)) for number, length in enumerate(lengths)]
+        prompts = [_beginning(tokenizer, tokens, number, length) for number, length in enumerate(lengths)]
     for prompt in prompts:
         greedy = go_on(model, tokenizer, prompt, Decoding(config.sample_tokens, temperature=0), 0)
         sampled = go_on(model, tokenizer, prompt, Decoding(config.sample_tokens), seed_of(config.seed, prompt))
         yield {"prompt": prompt, "greedy": greedy.text, "sampled": sampled.text}
+
+
+def _beginning(tokenizer: Any, tokens: Tokens, number: int, length: int) -> str:
+    """The first tokens of a document as text, and up to three more where they end within a character of four bytes at most."""
+    ends = range(length, min(length + 3, int(tokens.lengths[number])) + 1)
+    texts = [tokenizer.decode(tokens.read(number, 1, end + 1)) for end in ends]
+    return next((text for text in texts if not text.endswith("\ufffd")), texts[0])
 
 
 def _write_predictions(path: Path, tokens: Tokens, sums: Sums) -> None:

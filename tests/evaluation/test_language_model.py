@@ -31,7 +31,7 @@ from llmkit.errors import ArtefactError, ConfigError, DataError, LLMKitError
 from llmkit.evaluation.compared import compare_runs, describe
 from llmkit.evaluation.documents import Tokens, encode, read_documents
 from llmkit.evaluation.evaluate import EvaluateConfig
-from llmkit.evaluation.language_model import _bin, score_windows
+from llmkit.evaluation.language_model import _beginning, _bin, score_windows
 from llmkit.evaluation.ngrams import Trigrams
 from llmkit.evaluation.strides import plan_windows
 from llmkit.pipeline.artefact import Artefact
@@ -488,6 +488,16 @@ def test_trigrams_know_what_they_have_seen() -> None:
 
 # --------------------------------------------------------------------------------------------------------------------
 # The report
+
+
+@given(st.lists(st.sampled_from("a天🙂é ٣"), min_size=1, max_size=40).map("".join))
+def test_a_prompt_ends_with_a_whole_character(
+    tmp_path_factory: pytest.TempPathFactory, parts: tuple[Any, Any], text: str
+) -> None:
+    tokens = Tokens(tmp_path_factory.mktemp("prompt"), 0)
+    tokens.fill(iter([Document(text, "d:0", "d")]), parts[1])
+    for length in range(1, int(tokens.lengths[0]) + 1):
+        assert text.startswith(_beginning(parts[1], tokens, 0, length))
 
 
 def test_the_page_and_the_card_show_it(run: Any, evaluated: Artefact, tmp_path: Path) -> None:
