@@ -552,8 +552,9 @@ class DatasetReader:
     size = None
     skipped = 0
 
-    def __init__(self, name: str, config_name: str | None, split: str, text_column: str):
+    def __init__(self, name: str, config_name: str | None, split: str, text_column: str, revision: str | None = None):
         self._name, self._config_name, self._split, self._column = name, config_name, split, text_column
+        self._revision = revision
 
     def describe(self) -> str:
         return f"the split {self._split!r} of the data set {self._name}"
@@ -584,7 +585,8 @@ class DatasetReader:
                 return datasets.load_from_disk(str(path))[self._split]
             if (path / "state.json").is_file():
                 return datasets.load_from_disk(str(path))
-            return datasets.load_dataset(self._name, self._config_name, split=self._split, streaming=True)
+            given = {"split": self._split, "revision": self._revision}
+            return datasets.load_dataset(self._name, self._config_name, streaming=True, **given)
         except Exception as failure:  # whatever a hub, a file system or a builder may raise
             raise DataError(f"dataset_name: {self.describe()} cannot be loaded: {_first_line(failure)}") from failure
 

@@ -36,6 +36,9 @@ _OVER_SEEDS = "mean_over_seeds"
 _WEIGHED_BY = {"bits_per_byte": "bytes"}
 """The columns by which values count in the mean, where not all count alike."""
 
+_EXAMPLE = ("text", "label", "text_sha256")
+"""The columns that say what an example is; the last where the text is only its beginning."""
+
 _TEXT = 90
 """Characters of an example on the terminal."""
 
@@ -64,7 +67,8 @@ class Run:
             columns = pyarrow.parquet.read_table(artefact.directory / "predictions.parquet").to_pydict()
         except (OSError, ValueError, pyarrow.ArrowException) as failure:
             raise ArtefactError(f"{name} cannot be read: {failure}; evaluate again with --force") from None
-        needed = ("id", "text", "label", "prediction", "value")
+        whole = ("text_sha256",) if record.get("task") == "language-modeling" else ()  # its texts are cut
+        needed = ("id", "text", "label", "prediction", "value", *whole)
         missing = [*(key for key in needed if key not in columns), *(key for key in ("task", "value_is") if key not in record)]
         if missing:
             raise ArtefactError(f"{name} has no {', '.join(missing)} that could be compared; evaluate again with --force")
@@ -76,9 +80,11 @@ class Run:
         return len(self.columns["id"])
 
     @cached_property
-    def examples(self) -> list[tuple[str, str]]:
-        """Text and label of each example. An id is none of it: it may be the name of a file, and a copy has another."""
-        return [(str(text), str(label)) for text, label in zip(self.columns["text"], self.columns["label"], strict=True)]
+    def examples(self) -> list[tuple[str, ...]]:
+        """Text and label of each example, and the hash of the whole text where it is cut. An id is none of it: it may be the
+        name of a file, and a copy has another."""
+        told = (self.columns[name] for name in _EXAMPLE if name in self.columns)
+        return [tuple(map(str, example)) for example in zip(*told, strict=True)]
 
     @cached_property
     def digest(self) -> str:
@@ -191,7 +197,7 @@ def _check_comparable(reference: Run, other: Run) -> None:
 
 def _first_difference(reference: Run, other: Run) -> str:
     for number, (ours, theirs) in enumerate(zip(reference.examples, other.examples, strict=False), start=1):
-        for name, first, second in zip(("text", "label"), ours, theirs, strict=True):
+        for name, first, second in zip(_EXAMPLE, ours, theirs, strict=False):
             if first != second:
                 identity = _line(str(reference.columns["id"][number - 1]))
                 shown = f"{_line(first)!r} in {reference.name}, {_line(second)!r} in {other.name}"
@@ -318,7 +324,7 @@ class Pair:
         }
 
     def _example(self, place: int) -> dict[str, Any]:
-        text, label = self.run.examples[place]
+        text, label, *_ = self.run.examples[place]
         found = {"id": str(self.run.columns["id"][place]), "text": text, "label": label}
         if not self.over_seeds:
             found |= {"reference_prediction": self.reference.columns["prediction"][place]}
@@ -439,7 +445,8 @@ def describe(found: dict[str, Any], show: int) -> str:
     width = max(len(run["name"]) for run in found["runs"])
     for run in found["runs"]:
         over = f"  mean over seeds {', '.join(map(str, run['seeds']))}" if found["over_seeds"] else ""
-        lines.append(f"  {run['name']:{width}}  {run['value']:.3f}  ({run['low']:.3f} to {run['high']:.3f}){over}")
+        between = "no interval" if run["low"] is None else f"{run['low']:.3f} to {run['high']:.3f}"
+        lines.append(f"  {run['name']:{width}}  {run['value']:.3f}  ({between}){over}")
     for pair in found["comparisons"]:
         lines += ["", *_described_pair(pair, show)]
     return "\n".join([*lines, "", *found["limits"]]).rstrip()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _TEXT_KEPT = 2000  # characters of a document that stand in predictions.parquet
 _ENCODED_AT_ONCE = 256  # documents
 
-_TOLD = pyarrow.schema([("id", pyarrow.string()), ("text", pyarrow.string())])
+_TOLD = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "text", "text_sha256")])
 
 # Scripts by which a language is told where no column names it (Unicode blocks). Japanese has Han characters as well as kana.
 _SCRIPTS = {
@@ -71,7 +71,8 @@ def read_documents(config: EvaluateConfig) -> Iterator[Document]:
         reader = FileReader(find_files([file], "dataset_name"), options)
     else:
         name = config.dataset_name or ""
-        reader = DatasetReader(name, config.dataset_config_name, config.dataset_split, options.text_column)
+        column, revision = options.text_column, config.dataset_revision
+        reader = DatasetReader(name, config.dataset_config_name, config.dataset_split, column, revision)
     for row in reader.rows(lambda size: None):
         if isinstance(row, BadRow):
             raise DataError(f"{row.place}: {row.reason}; remove or mend this row")
@@ -177,7 +178,8 @@ class Tokens:
                     self.compressed.append(_deflated(text))
                     self.sources.add(source_of(document))
                     self.languages.add(language_of(document))
-                    kept.append({"id": document.id, "text": document.text[:_TEXT_KEPT]})
+                    sha256 = hashlib.sha256(text).hexdigest()
+                    kept.append({"id": document.id, "text": document.text[:_TEXT_KEPT], "text_sha256": sha256})
                 told.write_table(pyarrow.Table.from_pylist(kept, schema=_TOLD))
         if not len(self):
             raise DataError(f"there is nothing to measure: none of the {self.empty:,} documents has any text")
@@ -203,7 +205,7 @@ class Tokens:
         return np.concatenate([[self.first], ids]) if start == 0 else ids
 
     def told(self) -> Iterator[pyarrow.RecordBatch]:
-        """Id and the beginning of the text of each document, in their order."""
+        """Id, the beginning of the text and the hash of all of it, of each document in their order."""
         with pyarrow.parquet.ParquetFile(self.directory / "told.parquet") as file:
             yield from file.iter_batches()
 
@@ -226,5 +228,7 @@ def encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
     if not tokenizer.is_fast:
         return [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
     tokenizer.backend_tokenizer.encode_special_tokens = True
+    tokenizer.backend_tokenizer.no_truncation()  # a tokenizer is saved with how it was last called
+    tokenizer.backend_tokenizer.no_padding()
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [encoding.ids for encoding in encodings]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.config import StageConfig, fields_of, option
+from llmkit.errors import ConfigError
 from llmkit.evaluation import gate
 from llmkit.tasks.registry import EvaluatedName
 from llmkit.tasks.settings import Columns
@@ -123,20 +124,37 @@ class EvaluateConfig(Columns, LanguageModelSettings, StageConfig):
             yield from source_problems(self, "test_file")
         elif self.test_file or self.dataset_name:
             yield "corpus: documents are given, and others; give one of corpus, test_file and dataset_name"
-        if self.task not in (None, LanguageModelSettings.task_name):
-            known = fields_of(LanguageModelSettings)
-            for name in [name for name, spec in known.items() if getattr(self, name) != spec.default]:
-                yield f"{name}: is a setting of language-modeling, and the task is {self.task}"
+        if self.lm_eval is not None:
+            yield from self.unused("lm_eval")
+        elif self.task is not None:
+            yield from self.unused(self.task)
         for name in ("per_device_eval_batch_size", "cpu_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"{name}: is {value}, must be at least 1"
 
+    def unused(self, task: str) -> Iterable[str]:
+        """Settings that say nothing of a task, or of those of lm_eval, and that would be left out without a word."""
+        language_modeling = LanguageModelSettings.task_name
+        known = fields_of(type(self))
+        if task != language_modeling:
+            for name in fields_of(LanguageModelSettings):
+                if getattr(self, name) != known[name].default and not (task == "lm_eval" and name == "corpus"):
+                    yield f"{name}: is a setting of {language_modeling}, and the task is {task}"
+        if task in (language_modeling, "lm_eval"):
+            for name in ("selfcheck", "slice_by"):
+                if getattr(self, name) != known[name].default:
+                    yield f"{name}: is no setting of {task}"
+
     def _lm_eval_problems(self) -> Iterable[str]:
         given = self.lm_eval_settings()
         for word in given.keys() - {"tasks", "include_path", "num_fewshot", "limit"}:
             yield f"lm_eval: {word!r} is none of tasks=, include_path=, num_fewshot= and limit="
-        if not given.get("tasks"):
+        words = [word.partition("=")[0] for word in self.lm_eval or []]
+        for word in given:
+            if words.count(word) > 1:
+                yield f"lm_eval: {word}= is given twice; several tasks are named as tasks=one,two"
+        if not self.lm_eval_tasks():
             yield "lm_eval: name the tasks: tasks=one,two"
         if not Path(given.get("include_path", ".")).is_dir():
             yield f"lm_eval: there is no directory {given['include_path']!r} (looked in {Path.cwd()})"
@@ -150,6 +168,11 @@ class EvaluateConfig(Columns, LanguageModelSettings, StageConfig):
     def lm_eval_settings(self) -> dict[str, str]:
         """What `lm_eval` says, by name."""
         return dict(word.partition("=")[::2] for word in self.lm_eval or [])
+
+    def lm_eval_tasks(self) -> list[str]:
+        """The names of the tasks of `lm_eval`."""
+        names = (name.strip() for name in self.lm_eval_settings().get("tasks", "").split(","))
+        return [name for name in names if name]
 
     def raw_inputs(self) -> dict[str, str]:
         marks = dataset_marks(self.dataset_name, (self.dataset_split,))
@@ -179,7 +202,9 @@ def evaluate(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
     from llmkit.evaluation import language_model
     from llmkit.evaluation.task_model import evaluate_task_model
 
-    if language_model.is_asked(config):
+    is_asked = language_model.is_asked(config)
+    if unused := list(config.unused(config.task or (LanguageModelSettings.task_name if is_asked else "another"))):
+        raise ConfigError(unused)
+    if is_asked:
         return language_model.evaluate_language_model(config, workspace)
-
     return evaluate_task_model(config, workspace)

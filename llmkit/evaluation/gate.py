@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llmkit.evaluation.evaluate import EvaluateConfig
     from llmkit.pipeline.artefact import Artefact
 
-_FORM = re.compile(r"\s*(\w+)\s*(>=|<=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+_FORM = re.compile(r"\s*([^<>=\s][^<>=]*?)\s*(>=|<=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
 
 
 @dataclass
@@ -73,16 +73,21 @@ def check(config: EvaluateConfig, artefact: Artefact) -> int:
         return 0
     metrics = {name: found for name, found in artefact.manifest.metrics.items() if isinstance(found, dict) and "low" in found}
     check_names(config.gate, metrics)
-    results = [_told(condition, metrics[condition.metric]) for condition in filter(None, map(parse, config.gate))]
+    n = artefact.manifest.metrics["n"]
+    results = [_told(condition, metrics[condition.metric], n) for condition in filter(None, map(parse, config.gate))]
     for _, line in results:
         print(line)
     return 0 if all(is_met for is_met, _ in results) else 1
 
 
-def _told(condition: Gate, metric: Mapping[str, Any]) -> tuple[bool, str]:
+def _told(condition: Gate, metric: Mapping[str, Any], n: int) -> tuple[bool, str]:
     end, limit = ("lower", metric["low"]) if condition.is_least else ("upper", metric["high"])
-    if metric["value"] is None or limit is None:
+    if metric["value"] is None:
         return False, f"gate {condition}: FAILED, {condition.metric} is undefined on these examples"
+    if limit is None:
+        examples = "1 example" if n == 1 else f"{n:,} examples"
+        why = f"{condition.metric} has no interval on {examples}, so nothing can be held against it"
+        return False, f"gate {condition}: FAILED, {why}"
     is_met = limit >= condition.bound if condition.is_least else limit <= condition.bound
     verdict = "passed" if is_met else "FAILED"
     return is_met, f"gate {condition}: {verdict}, value {metric['value']:.4g}, {end} end of its 95% interval {limit:.4g}"

@@ -48,7 +48,7 @@ def evaluate_with_lm_eval(config: EvaluateConfig, workspace: Workspace) -> dict[
         use_cpu_well(config.cpu_threads or torch.get_num_threads())
     settings = config.lm_eval_settings()
     manager = TaskManager(include_path=settings.get("include_path"), include_defaults="include_path" not in settings)
-    names = settings["tasks"].split(",")
+    names = config.lm_eval_tasks()
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
         known = ", ".join(manager.all_tasks[:10])
@@ -88,6 +88,7 @@ def evaluate_with_lm_eval(config: EvaluateConfig, workspace: Workspace) -> dict[
         "baselines": [],
         "baselines_left_out": "tasks of lm-evaluation-harness have none",
         "comparison": [],
+        "leakage_left_out": "documents of lm-evaluation-harness are not looked for in training texts",
         "lm_eval": {"version": found["lm_eval_version"], "versions": found["versions"], "n_shot": found["n-shot"]},
     }
     text = json.dumps(result, indent=1, ensure_ascii=False, default=str)
@@ -126,10 +127,13 @@ def _metrics(found: dict[str, Any]) -> list[Metric]:
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each document of each task."""
+    """A row for each document of each task, by the first of the filters that its answer went through."""
     rows = []
     for task, samples in found["samples"].items():
+        firsts: dict[Any, dict[str, Any]] = {}
         for sample in samples:
+            firsts.setdefault(sample["doc_id"], sample)
+        for sample in firsts.values():
             share = next((sample[name] for name in _SHARES if name in sample), None)
             rows.append(
                 {

@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit import __version__
 from llmkit.errors import ArtefactError, ConfigError, DataError
-from llmkit.evaluation import ngrams
+from llmkit.evaluation import gate, ngrams
 from llmkit.evaluation.comparison import compare_means
 from llmkit.evaluation.documents import Names, Tokens, read_documents
 from llmkit.evaluation.intervals import LEVEL, Metric, bootstrap
@@ -55,6 +55,8 @@ _SAVED_EVERY = 1.0  # seconds
 _DOCUMENTS_AT_ONCE = 4096
 _NAMED = 40  # sources, or languages, with figures of their own; the smaller ones are added up
 _PROMPTS, _PROMPT_TOKENS = 3, 16
+_NO_LEAKAGE = "documents are not looked for in training texts: a long one easily shares a run of words with a large corpus"
+_METRICS = ("bits_per_byte", "perplexity", "token_accuracy")
 _BESIDE_TEXT = {"id", "source", "metadata", "language", "lang", "url", "title"}
 _TEXT_FILES = (".txt", ".md", ".gz", ".zst")
 
@@ -81,7 +83,12 @@ def is_asked(config: EvaluateConfig) -> bool:
 
 
 def evaluate_language_model(config: EvaluateConfig, workspace: Workspace) -> dict[str, Any]:
-    """Measure a language model; see `evaluate.evaluate`."""
+    """Measure a language model; see `evaluate.evaluate`.
+
+    Raises:
+        ConfigError: the gate names a metric that there is not, or windows are not such that the model takes them.
+    """
+    gate.check_names(config.gate or [], _METRICS)
     disable_progress_bar()
     if not torch.accelerator.is_available():
         use_cpu_well(config.cpu_threads or torch.get_num_threads())
@@ -114,6 +121,7 @@ def evaluate_language_model(config: EvaluateConfig, workspace: Workspace) -> dic
         "lower_is_better": True,
         "perfect": 0.0,
         "overlap": None,
+        "leakage_left_out": _NO_LEAKAGE,
         "baselines": [],
         "comparison": [],
         "language_model": {
@@ -302,10 +310,11 @@ class _Measured:
     def metrics(self) -> list[Metric]:
         """Of all documents."""
         sums = self.sums
+        bits_per_byte, perplexity, token_accuracy = _METRICS
         return [
-            self.ratio("bits_per_byte", [sums.loss, self.bytes], _bits_per_byte),
-            self.ratio("perplexity", [sums.loss, sums.tokens], _perplexity),
-            self.ratio("token_accuracy", [sums.right, sums.tokens], _share),
+            self.ratio(bits_per_byte, [sums.loss, self.bytes], _bits_per_byte),
+            self.ratio(perplexity, [sums.loss, sums.tokens], _perplexity),
+            self.ratio(token_accuracy, [sums.right, sums.tokens], _share),
         ]
 
     def of(self, losses: np.ndarray) -> list[Metric]:
@@ -410,15 +419,22 @@ def _samples(config: EvaluateConfig, model: Any, tokenizer: Any, tokens: Tokens)
     prompts = config.sample_prompts
     if prompts is None:  # the beginnings of the first documents
         lengths = [min(_PROMPT_TOKENS, max(1, int(length) // 2)) for length in tokens.lengths[:_PROMPTS]]
-        prompts = [tokenizer.decode(tokens.read(number, 1, length + 1)) for number, length in enumerate(lengths)]
+        prompts = [_beginning(tokenizer, tokens, number, length) for number, length in enumerate(lengths)]
     for prompt in prompts:
         greedy = go_on(model, tokenizer, prompt, Decoding(config.sample_tokens, temperature=0), 0)
         sampled = go_on(model, tokenizer, prompt, Decoding(config.sample_tokens), seed_of(config.seed, prompt))
         yield {"prompt": prompt, "greedy": greedy.text, "sampled": sampled.text}
 
 
+def _beginning(tokenizer: Any, tokens: Tokens, number: int, length: int) -> str:
+    """The first tokens of a document as text, and up to three more where they end within a character of four bytes at most."""
+    ends = range(length, min(length + 3, int(tokens.lengths[number])) + 1)
+    texts = [tokenizer.decode(tokens.read(number, 1, end + 1)) for end in ends]
+    return next((text for text in texts if not text.endswith("\ufffd")), texts[0])
+
+
 def _write_predictions(path: Path, tokens: Tokens, sums: Sums) -> None:
-    """A row a document, its text cut; written as it is read."""
+    """A row a document, its text cut, with the hash of all of it; written as it is read."""
     columns = {
         "value": sums.loss / math.log(2) / np.array(tokens.text_bytes),
         "loss": sums.loss,
@@ -435,7 +451,8 @@ def _write_predictions(path: Path, tokens: Tokens, sums: Sums) -> None:
             known = list(found.numbers)
             names[column] = [known[number] for number in found.of_document[part]]
         empty = [""] * len(batch)  # there is no label
-        rows = {"id": batch["id"], "text": batch["text"], "label": empty, "prediction": empty, **names}
+        told = {name: batch[name] for name in batch.schema.names}
+        rows = {**told, "label": empty, "prediction": empty, **names}
         table = pyarrow.table(rows | {name: values[part] for name, values in columns.items()})
         writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)
@@ -451,6 +468,10 @@ def _summary(metrics: list[Metric], result: dict[str, Any]) -> Iterator[str]:
         between = "" if metric.low is None else f"  ({metric.low:.4f} to {metric.high:.4f})"
         yield f"  {metric.key:14} {metric.value:.4f}{between}"
     yield from (f"  {item['sentence']}" for item in result["comparison"])
-    for key, name in (("baselines_left_out", "baselines"), ("trigrams_left_out", "trigrams as a baseline")):
+    for key, name in (
+        ("baselines_left_out", "baselines"),
+        ("trigrams_left_out", "trigrams as a baseline"),
+        ("leakage_left_out", "search for leakage"),
+    ):
         if key in result:
             yield f"  no {name}: {result[key]}"

@@ -296,12 +296,18 @@ def _choices(value: Any) -> tuple[list[str], list[str]]:
 
 def _answer(value: Any, texts: list[str], names: list[str]) -> int | None:
     """The number of the right choice, from how a data set tells it: by number, by what choices are called, or by its text."""
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):  # a number is no text, also where choices are numbers
+        if str(value) in names:
+            return names.index(str(value))
+        return value if 0 <= value < len(texts) else None
+    if not isinstance(value, str):
         return None
     for known in (names, texts):
-        if str(value) in known:
-            return known.index(str(value))
-    if isinstance(value, str) and len(value) == 1 and "A" <= value <= "Z":
+        if value in known:
+            return known.index(value)
+    if len(value) == 1 and "A" <= value <= "Z":
         value = ord(value) - ord("A")
     try:
         number = int(value)

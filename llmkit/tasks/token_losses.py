@@ -29,7 +29,7 @@ class TokenScorer:
             model: in evaluation mode.
 
         Raises:
-            ConfigError: its attention is not causal.
+            ConfigError: it gives what is no number, or its attention is not causal.
         """
         self.model = model
         if not self._is_causal():
@@ -88,6 +88,8 @@ class TokenScorer:
         ids = torch.arange(8, device=self.model.device).reshape(2, 4) % self.model.config.get_text_config().vocab_size
         ids[1, :3] = ids[0, :3]
         before = self.model(input_ids=ids, use_cache=False).logits[:, :3].float()
+        if not (before < torch.inf).all():  # -inf is allowed: a token that never comes
+            raise ConfigError(["model_name_or_path: the model gives NaN or infinity; its weights are damaged or diverged"])
         return torch.allclose(before[0], before[1], rtol=1e-3, atol=1e-4)
 
     @torch.inference_mode()

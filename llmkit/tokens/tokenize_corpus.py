@@ -56,6 +56,8 @@ def tokenize_corpus(config: TokenizeConfig, workspace: Workspace) -> dict[str, A
         raise DataError(f"tokenizer {config.tokenizer} must be a fast one with an EOS token, to end documents with")
     # `<|endoftext|>` in a text is six or so ordinary tokens: only we may end a document.
     tokenizer.backend_tokenizer.encode_special_tokens = True
+    tokenizer.backend_tokenizer.no_truncation()  # a tokenizer is saved with how it was last called
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(workspace.directory / "tokenizer")
     dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
     splits = {}

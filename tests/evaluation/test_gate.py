@@ -115,21 +115,40 @@ def test_a_pipeline_holds_the_conditions_of_its_steps_also_where_nothing_is_to_b
     assert cli.main(["run", "p.yaml", "--dry_run"]) == 0
 
 
-@pytest.mark.parametrize("word", ["accuracy", "accuracy>0.8", "accuracy=>0.8", ">=0.8", "accuracy>=high", "accuracy>=0.8 x"])
+@pytest.mark.parametrize(
+    "word", ["accuracy", "accuracy>0.8", "accuracy=>0.8", "f1>=0.1>=0.2", ">=0.8", "accuracy>=high", "accuracy>=0.8 x"]
+)
 def test_what_is_no_condition_is_refused_with_the_settings(word: str) -> None:
     with pytest.raises(ConfigError, match="is not METRIC>=NUMBER or METRIC<=NUMBER"):
         resolve(EvaluateConfig, [Source({"model_name_or_path": "m", "test_file": "t.csv", "gate": [word]}, {})])
 
 
-@given(st.text("abz_190", min_size=1), st.booleans(), st.floats(-1e6, 1e6))
+@given(
+    st.from_regex(r"[a-z_190():@,-]([a-z_190():@, -]*[a-z_190():@,-])?", fullmatch=True), st.booleans(), st.floats(-1e6, 1e6)
+)
 def test_a_condition_is_read_as_it_is_written(metric: str, is_least: bool, bound: float) -> None:
     assert gate.parse(f" {metric} {'>=' if is_least else '<='} {bound!r}") == gate.Gate(metric, is_least, bound)
+
+
+def test_the_names_of_tasks_of_lm_eval_can_be_given() -> None:
+    for metric in ("parity: acc", "gsm8k: exact_match (strict-match)", "pass@1"):
+        assert gate.parse(f"{metric}>=0.5") == gate.Gate(metric, True, 0.5)
+
+
+def test_a_wrong_metric_of_a_language_model_is_told_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("t.txt").write_text("a text", encoding="utf-8")
+    words = ["evaluate", "--model_name_or_path=nowhere", "--task=language-modeling", "--test_file=t.txt", "--output_dir=e"]
+    assert cli.main([*words, "--gate", "bits_per_bite<=2"]) == 2
+    assert "no metric 'bits_per_bite'; did you mean 'bits_per_byte'?" in capsys.readouterr().err
 
 
 def test_an_undefined_metric_meets_no_condition(
     classifier: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = EvaluateConfig(model_name_or_path="m", test_file="t.csv", gate=["pearson>=-1"])
-    undefined = {"pearson": {"value": None, "low": None, "high": None}}
+    undefined = {"n": 1, "pearson": {"value": None, "low": None, "high": None}}
     assert gate.check(config, Artefact(tmp_path, replace(classifier.manifest, metrics=undefined))) == 1
     assert "FAILED, pearson is undefined" in capsys.readouterr().out
+    pointed = {"n": 1, "pearson": {"value": 0.5, "low": None, "high": None}}
+    assert gate.check(config, Artefact(tmp_path, replace(classifier.manifest, metrics=pointed))) == 1
+    assert "FAILED, pearson has no interval on 1 example, so nothing can be held" in capsys.readouterr().out

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from llmkit.config import Source, resolve
 from llmkit.errors import ConfigError
+from llmkit.evaluation.evaluate import EvaluateConfig
+from llmkit.evaluation.harness import _rows
 from llmkit.pipeline.artefact import Artefact
 
 
@@ -72,6 +75,8 @@ def test_without_the_extra_it_is_said_how_to_get_it(
     [
         (["task=parity"], "'task' is none of tasks=, include_path="),
         (["limit=3"], "name the tasks"),
+        (["tasks= ,"], "name the tasks"),
+        (["tasks=parity", "tasks=primes"], "tasks= is given twice"),
         (["tasks=parity", "limit=few"], "limit is 'few'"),
         (["tasks=parity", "include_path=nowhere"], "there is no directory 'nowhere'"),
     ],
@@ -81,3 +86,25 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, lm_eval=words)
+
+
+def test_names_of_tasks_may_have_spaces_between() -> None:
+    assert EvaluateConfig(model_name_or_path="m", lm_eval=["tasks=a, b"]).lm_eval_tasks() == ["a", "b"]
+
+
+def test_a_document_is_a_row_however_many_filters_its_answer_went_through() -> None:
+    logged = [
+        {"doc_id": number, "filter": name, "arguments": [["q"]], "target": "4", "filtered_resps": [name], "exact_match": right}
+        for name, right in (("strict-match", 0.0), ("flexible-extract", 1.0))
+        for number in range(3)
+    ]
+    rows = _rows({"samples": {"gsm8k": logged}})
+    assert [row["id"] for row in rows] == ["gsm8k/0", "gsm8k/1", "gsm8k/2"]
+    assert {row["value"] for row in rows} == {0.0}
+
+
+@pytest.mark.parametrize(("setting", "value"), [("selfcheck", True), ("slice_by", ["x"]), ("stride", 8)])
+def test_settings_that_say_nothing_of_its_tasks_are_refused(setting: str, value: Any) -> None:
+    given = {"model_name_or_path": "m", "lm_eval": ["tasks=parity"], setting: value}
+    with pytest.raises(ConfigError, match=f"{setting}: is "):
+        resolve(EvaluateConfig, [Source(given, {})])

@@ -27,9 +27,11 @@ from transformers import (
 )
 
 from llmkit.corpus.documents import Document, count
-from llmkit.errors import ConfigError, DataError, LLMKitError
-from llmkit.evaluation.documents import Tokens, encode
-from llmkit.evaluation.language_model import _bin, score_windows
+from llmkit.errors import ArtefactError, ConfigError, DataError, LLMKitError
+from llmkit.evaluation.compared import compare_runs, describe
+from llmkit.evaluation.documents import Tokens, encode, read_documents
+from llmkit.evaluation.evaluate import EvaluateConfig
+from llmkit.evaluation.language_model import _beginning, _bin, score_windows
 from llmkit.evaluation.ngrams import Trigrams
 from llmkit.evaluation.strides import plan_windows
 from llmkit.pipeline.artefact import Artefact
@@ -118,6 +120,14 @@ def test_losses_are_those_of_a_plain_loop(parts: tuple[Any, Any], tmp_path: Path
     assert rows[:, 2:].sum(axis=1) == pytest.approx(rows[:, 0])
 
 
+def test_a_tokenizer_that_was_saved_with_truncation_cuts_no_document(base_model: Artefact, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_model.directory)
+    expected = encode(TEXTS, tokenizer)
+    tokenizer(["x"], truncation=True, max_length=4, padding="max_length")
+    tokenizer.save_pretrained(tmp_path)
+    assert encode(TEXTS, AutoTokenizer.from_pretrained(tmp_path)) == expected
+
+
 def test_logits_are_made_for_targets_alone_and_say_the_same(parts: tuple[Any, Any]) -> None:
     model, _ = parts
     generator = torch.Generator().manual_seed(0)
@@ -159,6 +169,15 @@ def test_a_model_that_sees_what_comes_is_refused() -> None:
     TokenScorer(BertLMHeadModel(BertConfig(**shape, is_decoder=True)).eval())
 
 
+def test_a_model_that_gives_nan_is_told_as_one() -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
+    model = BertLMHeadModel(BertConfig(**shape, is_decoder=True)).eval()
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(ConfigError, match="the model gives NaN or infinity"):
+        TokenScorer(model)
+
+
 def test_bins_are_powers_of_two() -> None:
     assert _bin(np.array([1, 2, 3, 4, 7, 8, 1023, 1024])).tolist() == [0, 1, 1, 2, 2, 3, 9, 10]
 
@@ -184,6 +203,7 @@ def test_metrics_are_ratios_of_sums_over_documents(evaluated: Artefact, parts: t
     for metric in metrics["metrics"]:
         assert metric["low"] <= metric["value"] <= metric["high"]
     assert metrics["n"] == len(rows) == len(TEXTS)
+    assert "not looked for" in metrics["leakage_left_out"]
     assert metrics["language_model"]["empty_documents"] == 1
     assert evaluated.manifest.metrics["bits_per_byte"]["value"] == value(metrics["metrics"], "bits_per_byte")
     assert not [path for path in evaluated.directory.iterdir() if path.name.startswith(".")], "scratch files are gone"
@@ -255,6 +275,41 @@ def test_windows_that_cannot_be_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"selfcheck": True}, "selfcheck: is no setting of language-modeling"),
+        ({"slice_by": ["source"], "task": "language-modeling"}, "slice_by: is no setting of language-modeling"),
+    ],
+)
+def test_settings_of_other_tasks_are_refused(
+    run: Any, base_model: Artefact, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    test = write(tmp_path / "t.jsonl", ["a text"])
+    with pytest.raises(ConfigError, match=said):
+        run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, test_file=test, **settings)
+
+
+def test_a_task_model_takes_no_settings_of_windows(
+    run: Any, classifier: Artefact, toy_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    given = {"model_name_or_path": classifier.directory, "test_file": toy_files[1], "stride": 8, "sample_by": "line"}
+    with pytest.raises(ConfigError, match="stride: is a setting of language-modeling") as failure:
+        run("evaluate", tmp_path / "e", **given)
+    assert "sample_by: " in str(failure.value)
+
+
+def test_documents_are_those_of_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load(name: str, configuration: Any, *, revision: str, **more: Any) -> list[dict[str, str]]:
+        return [{"text": f"{name} at {revision}"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    config = EvaluateConfig(model_name_or_path="m", dataset_name="some/texts", dataset_revision="v1")
+    assert [document.text for document in read_documents(config)] == ["some/texts at v1"]
+
+
+@pytest.mark.parametrize(
     ("line", "said"),
     [
         ('{"txt": 1}', "has no 'text'"),
@@ -276,6 +331,20 @@ def test_a_base_model_with_labelled_texts_is_still_told_that_it_has_learned_no_t
     test = write(tmp_path / "t.jsonl", ["a", "b"], label=["x", "y"])
     with pytest.raises(LLMKitError, match="has learned no task of llmkit"):
         run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, test_file=test)
+
+
+def test_documents_that_differ_behind_what_is_kept_of_them_are_not_compared(
+    run: Any, base_model: Artefact, tmp_path: Path
+) -> None:
+    shared = {"model_name_or_path": base_model.directory, "sample_prompts": [], "cpu_threads": 1, "baselines": False}
+    texts = {"a": LONG * 5, "same": LONG * 5, "other": LONG * 5 + "x"}
+    for name, text in texts.items():
+        test = write(tmp_path / f"{name}.jsonl", [text])
+        run("evaluate", tmp_path / name, test_file=test, **shared)
+    found = compare_runs([str(tmp_path / "a"), str(tmp_path / "same")])
+    assert "(no interval)" in describe(found, 3), "one document has no spread"
+    with pytest.raises(ArtefactError, match=r"their examples differ\. The first is number 1"):
+        compare_runs([str(tmp_path / "a"), str(tmp_path / "other")])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -419,6 +488,16 @@ def test_trigrams_know_what_they_have_seen() -> None:
 
 # --------------------------------------------------------------------------------------------------------------------
 # The report
+
+
+@given(st.lists(st.sampled_from("a天🙂é ٣"), min_size=1, max_size=40).map("".join))
+def test_a_prompt_ends_with_a_whole_character(
+    tmp_path_factory: pytest.TempPathFactory, parts: tuple[Any, Any], text: str
+) -> None:
+    tokens = Tokens(tmp_path_factory.mktemp("prompt"), 0)
+    tokens.fill(iter([Document(text, "d:0", "d")]), parts[1])
+    for length in range(1, int(tokens.lengths[0]) + 1):
+        assert text.startswith(_beginning(parts[1], tokens, 0, length))
 
 
 def test_the_page_and_the_card_show_it(run: Any, evaluated: Artefact, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,9 @@ def test_what_is_learned_is_the_right_choice(vocabulary: Any) -> None:
         ({"question": "q", "choices": ["a", "b"], "answer": "B"}, 1),
         ({"ctx": "q", "endings": ["a", "b", "c", "d"], "label": "3"}, 3),
         ({"context": "q", "options": '["a", "b"]', "gold": 0}, 0),
+        ({"question": "q", "choices": ["4", "1", "2", "0"], "answer": 0}, 0),
+        ({"question": "q", "choices": ["4", "1", "2", "0"], "answer": 2.0}, 2),
+        ({"question": "q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answer": 1}, 0),
     ],
 )
 def test_rows_are_read_as_data_sets_have_them(values: dict[str, Any], answer: int) -> None:
@@ -127,7 +131,10 @@ def test_a_context_stands_before_the_question() -> None:
         ({"question": "q", "choices": ["a"], "label": 0}, "no list of two or more texts"),
         ({"question": " ", "choices": ["a", "b"], "label": 0}, "no text in column 'question'"),
         ({"question": "q", "choices": ["a", "b"], "label": 2}, "neither the number"),
-        ({"question": "q", "choices": ["a", "b"], "label": None}, "neither the number"),
+        *(
+            ({"question": "q", "choices": ["a", "b"], "label": label}, "neither the number")
+            for label in (None, True, ["a"], {"a": 1}, math.inf, math.nan, 0.7, -1)
+        ),
     ],
 )
 def test_rows_that_ask_nothing_are_refused(values: dict[str, Any], said: str) -> None:

@@ -122,6 +122,16 @@ def test_the_shard_size_does_not_change_the_stream(run: Any, corpus: Artefact, t
     assert cut.read(0, len(cut)).tolist() == whole.read(0, len(whole)).tolist()
 
 
+def test_a_tokenizer_that_was_saved_with_truncation_cuts_no_document(
+    run: Any, corpus: Artefact, tokens: Artefact, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokens.directory / "tokenizer")
+    tokenizer(["x"], truncation=True, max_length=4)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    made = run("tokenize", tmp_path / "t", corpus=corpus.directory, tokenizer=tmp_path / "saved")
+    assert made.manifest.metrics == tokens.manifest.metrics
+
+
 def test_the_batch_of_documents_does_not_change_the_stream(
     run: Any, corpus: Artefact, tokenizer: Artefact, tokens: Artefact, tmp_path: Path
 ) -> None:
