@@ -166,7 +166,8 @@ def _limits_of_data(told: Told) -> Iterator[str]:
             "hold for texts drawn in the same way and labelled by the same rules, and for no others."
         )
     if told.overlap is None and "leakage" not in told.record:
-        yield f"Whether test texts also occur in the training data was not checked{told.reason('overlap_unknown')}."
+        reason = told.reason("overlap_unknown") or told.reason("leakage_left_out")
+        yield f"Whether test texts also occur in the training data was not checked{reason}."
     elif told.overlap is not None:
         alike = "Those that share runs of words are told under Leakage." if "leakage" in told.record else _ALIKE
         yield (

@@ -43,7 +43,7 @@ def test_the_same_examples_are_compared_one_by_one(chain: Chain, write: Callable
     assert (found["low"], found["high"], found["p_value"]) == (expected.low, expected.high, expected.p_value)
     assert found["run"] == "evaluate" and found["baseline"] == "first" and found["finding"] == "better"
     assert "All were measured on the same 30 examples" in written.html
-    assert written.json["verdict"].startswith("evaluate is better than first in accuracy by 20.0 points (")
+    assert written.json["verdict"].startswith("evaluate is better than first in accuracy: +20.0 points (")
     assert "| accuracy | 0.600 (0.540 to 0.660) | 0.800 (0.740 to 0.860) |" in (written.directory / "report.md").read_text()
 
 

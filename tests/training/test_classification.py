@@ -105,7 +105,7 @@ def test_several_labels_a_text_are_learned_with_thresholds_that_are_kept(several
         given = [name for name in THEMES if row[f"probability_{name}"] >= config["llmkit"]["thresholds"][name]]
         assert row["prediction"] == " | ".join(given)
     assert [item["name"] for item in record["baselines"]] == ["most frequent labels", "TF-IDF + logistic regression"]
-    assert all(item["sentence"].startswith(("Better", "Worse", "No clear")) for item in record["comparison"])
+    assert all(item["sentence"].startswith(("Better", "Worse", "No evidence")) for item in record["comparison"])
 
 
 def test_transformers_gives_the_probabilities_of_several_labels(several: Artefact) -> None:
