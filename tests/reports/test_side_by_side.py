@@ -70,8 +70,9 @@ def test_documents_count_by_their_bytes(chain: Chain, write: Callable[..., Writt
     sizes = np.arange(1, 31)
     bits = [np.linspace(1, 2, 30), np.linspace(0.95, 1.8, 30)]
     record = {"task": "language-modeling", "n": 30, "value_is": "bits_per_byte", "lower_is_better": True, "metrics": []}
-    chain.build(rows, record=record, further={"value": bits[0], "bytes": sizes})
-    places = second(chain, rows, record, further={"value": bits[1], "bytes": sizes})
+    further = {"bytes": sizes, "text_sha256": [name for name, *_ in rows]}
+    chain.build(rows, record=record, further={"value": bits[0], **further})
+    places = second(chain, rows, record, further={"value": bits[1], **further})
     found = write(runs=places).json["differences"]
     assert found[0]["difference"] == pytest.approx(((bits[1] - bits[0]) * sizes).sum() / sizes.sum())
     assert found[0]["finding"] == "better" and found[0]["difference"] < 0
