@@ -209,6 +209,11 @@ class Tokens:
         with pyarrow.parquet.ParquetFile(self.directory / "told.parquet") as file:
             yield from file.iter_batches()
 
+    def beginnings(self) -> Iterator[tuple[str, str]]:
+        """Id and the first 2,000 characters of each document."""
+        for batch in self.told():
+            yield from zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
+
 
 def _deflated(text: bytes) -> int:
     """Bytes of a text compressed by DEFLATE (RFC 1951), without a header."""

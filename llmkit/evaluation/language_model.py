@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit import __version__
 from llmkit.errors import ArtefactError, ConfigError, DataError
-from llmkit.evaluation import gate, ngrams
+from llmkit.evaluation import gate, leakage, ngrams
 from llmkit.evaluation.comparison import compare_means
 from llmkit.evaluation.documents import Names, Tokens, read_documents
 from llmkit.evaluation.intervals import LEVEL, Metric, bootstrap
@@ -55,7 +55,6 @@ _SAVED_EVERY = 1.0  # seconds
 _DOCUMENTS_AT_ONCE = 4096
 _NAMED = 40  # sources, or languages, with figures of their own; the smaller ones are added up
 _PROMPTS, _PROMPT_TOKENS = 3, 16
-_NO_LEAKAGE = "documents are not looked for in training texts: a long one easily shares a run of words with a large corpus"
 _METRICS = ("bits_per_byte", "perplexity", "token_accuracy")
 _BESIDE_TEXT = {"id", "source", "metadata", "language", "lang", "url", "title"}
 _TEXT_FILES = (".txt", ".md", ".gz", ".zst")
@@ -121,7 +120,6 @@ def evaluate_language_model(config: EvaluateConfig, workspace: Workspace) -> dic
         "lower_is_better": True,
         "perfect": 0.0,
         "overlap": None,
-        "leakage_left_out": _NO_LEAKAGE,
         "baselines": [],
         "comparison": [],
         "language_model": {
@@ -144,9 +142,14 @@ def evaluate_language_model(config: EvaluateConfig, workspace: Workspace) -> dic
             _add_baseline(result, measured, name, detail, losses)
     else:
         result["baselines_left_out"] = "the setting `baselines` is off"
+    contaminated = None
+    if config.leakage:
+        result["leakage"], contaminated = leakage.of_documents(config.model_name_or_path, tokens.beginnings())
+        if contaminated is not None:
+            result["leakage"]["metrics"] = _with_and_without(measured, contaminated)
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (workspace.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    _write_predictions(workspace.directory / "predictions.parquet", tokens, sums)
+    _write_predictions(workspace.directory / "predictions.parquet", tokens, sums, contaminated)
     for line in _summary(metrics, result):
         workspace.say(line)
     overall = {metric.key: with_interval(metric) for metric in metrics}
@@ -307,14 +310,14 @@ class _Measured:
         low, high = bootstrap(columns, statistic, self.seed)
         return Metric(name, value, low, high, len(columns), "bootstrap")
 
-    def metrics(self) -> list[Metric]:
-        """Of all documents."""
-        sums = self.sums
+    def metrics(self, chosen: Any = slice(None)) -> list[Metric]:
+        """Of all documents, or of some, bool of shape [documents]."""
+        loss, right, tokens = (part[chosen] for part in (self.sums.loss, self.sums.right, self.sums.tokens))
         bits_per_byte, perplexity, token_accuracy = _METRICS
         return [
-            self.ratio(bits_per_byte, [sums.loss, self.bytes], _bits_per_byte),
-            self.ratio(perplexity, [sums.loss, sums.tokens], _perplexity),
-            self.ratio(token_accuracy, [sums.right, sums.tokens], _share),
+            self.ratio(bits_per_byte, [loss, self.bytes[chosen]], _bits_per_byte),
+            self.ratio(perplexity, [loss, tokens], _perplexity),
+            self.ratio(token_accuracy, [right, tokens], _share),
         ]
 
     def of(self, losses: np.ndarray) -> list[Metric]:
@@ -433,7 +436,15 @@ def _beginning(tokenizer: Any, tokens: Tokens, number: int, length: int) -> str:
     return next((text for text in texts if not text.endswith("\ufffd")), texts[0])
 
 
-def _write_predictions(path: Path, tokens: Tokens, sums: Sums) -> None:
+def _with_and_without(measured: _Measured, contaminated: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """The metrics of all documents, of those that the model has not met, and of those that it has."""
+    sets = {"all": np.ones_like(contaminated)}
+    if contaminated.any():
+        sets |= {"without": ~contaminated, "contaminated": contaminated}
+    return {name: [metric.as_dict() for metric in measured.metrics(chosen)] for name, chosen in sets.items() if chosen.any()}
+
+
+def _write_predictions(path: Path, tokens: Tokens, sums: Sums, contaminated: np.ndarray | None) -> None:
     """A row a document, its text cut, with the hash of all of it; written as it is read."""
     columns = {
         "value": sums.loss / math.log(2) / np.array(tokens.text_bytes),
@@ -442,6 +453,8 @@ def _write_predictions(path: Path, tokens: Tokens, sums: Sums) -> None:
         "right_tokens": sums.right.astype(np.int64),
         "bytes": np.array(tokens.text_bytes, dtype=np.int64),
     }
+    if contaminated is not None:
+        columns["contaminated"] = contaminated
     named = {"source": tokens.sources, "language": tokens.languages}
     writer, start = None, 0
     for batch in tokens.told():
@@ -468,10 +481,11 @@ def _summary(metrics: list[Metric], result: dict[str, Any]) -> Iterator[str]:
         between = "" if metric.low is None else f"  ({metric.low:.4f} to {metric.high:.4f})"
         yield f"  {metric.key:14} {metric.value:.4f}{between}"
     yield from (f"  {item['sentence']}" for item in result["comparison"])
+    if leaked := leakage.warning(result.get("leakage", {})):
+        yield leaked
     for key, name in (
         ("baselines_left_out", "baselines"),
         ("trigrams_left_out", "trigrams as a baseline"),
-        ("leakage_left_out", "search for leakage"),
     ):
         if key in result:
             yield f"  no {name}: {result[key]}"

@@ -9,7 +9,7 @@ beside it there, are only counted: a passage of an encyclopedia in a corpus give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,9 @@ LISTED = 200
 """Contaminated examples that are listed; the column `contaminated` of predictions.parquet marks all."""
 SHARED = ("context", "answer")
 """The parts of an example that may be shared."""
+
+MOSTLY = 0.5
+"""The share of a document's n-grams from which on it counts as met."""
 
 _DECODED_AT_ONCE = 1000  # documents
 _SPLITS = {"train": "pretraining", "validation": "pretraining validation"}
@@ -56,46 +59,97 @@ class Unknown:
     """Why."""
 
 
+_NOT_OURS = Unknown("pretraining", "the model is not a result of llmkit, so what it was trained on is not known")
+
+
 def section(evaluated: Evaluated) -> dict[str, Any] | None:
     """The examples that share an n-gram with what the model has met, by source, and the metrics with and without them."""
     if not evaluated.config.leakage:
         return None
     parts = [parts_of(evaluated.task.name, example) for example in evaluated.test]
+    found, contaminated = search([example.id for example in evaluated.test], parts, _sources(evaluated))
+    if contaminated is not None:
+        evaluated.columns["contaminated"] = contaminated.tolist()
+        found["metrics"] = _metrics(evaluated, contaminated)
+    return found
+
+
+def of_documents(model: str, documents: Iterable[tuple[str, str]]) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The documents that a language model was pretrained on: those of which `MOSTLY` is found, as a long text easily shares a
+    quotation or a notice with a large corpus. Its validation documents, which it may well be measured on, are not looked at.
+
+    Args:
+        documents: the id and the text of each, as much of it as is to be looked for.
+
+    Returns:
+        As `search`.
+    """
+    artefact = _artefact(model)
+    sources = pretraining(artefact) if artefact else iter([_NOT_OURS])
+    ids, texts = zip(*documents, strict=True)
+    trained_on = (source for source in sources if source.name != _SPLITS["validation"])
+    return search(ids, [{"text": text} for text in texts], trained_on, MOSTLY)
+
+
+def search(
+    ids: Sequence[str], parts: list[dict[str, str]], sources: Iterable[Source | Unknown], least_share: float = 0.0
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Look for examples in what a model has met.
+
+    Args:
+        ids: of the examples.
+        parts: of each, the texts that are looked for; see `parts_of`.
+        least_share: the share of a text's n-grams that has to be found for it to count.
+
+    Returns:
+        What was found, as JSON has it, and which examples are contaminated, bool of shape [examples]; None where nothing that
+        the model has met could be read.
+    """
     texts = list(dict.fromkeys(text for found in parts for text in found.values()))
     overlap = Overlap(texts)
     searched = dict(zip(texts, overlap.searched.tolist(), strict=True))
-    sources: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
     listed: list[dict[str, Any]] = []
     contaminated = np.zeros(len(parts), dtype=bool)
-    for source in _sources(evaluated):
+    for source in sources:
         if isinstance(source, Unknown):
-            sources.append({"name": source.name, "unknown": source.unknown})
+            told.append({"name": source.name, "unknown": source.unknown})
             continue
-        matches = {texts[match.text]: match for match in overlap.search(source.documents())}
+        matches = {texts[match.text]: match for match in overlap.search(source.documents()) if match.share >= least_share}
         found = [list(_matched(item, matches)) for item in parts]
         contaminated |= np.array([bool(those) for those in found])
-        sources.append({"name": source.name, "detail": source.detail, **_counts(parts, matches, found)})
-        for example, those in zip(evaluated.test, found, strict=True):
+        told.append({"name": source.name, "detail": source.detail, **_counts(parts, matches, found)})
+        for name, those in zip(ids, found, strict=True):
             for part, match in those:
-                row = {"id": example.id, "source": source.name, "part": part, "share": match.share}
+                row = {"id": name, "source": source.name, "part": part, "share": match.share}
                 listed.append({**row, "found_in": match.found_in, "n_gram": match.gram})
-    known = [source for source in sources if "unknown" not in source]
+    known = [source for source in told if "unknown" not in source]
     result: dict[str, Any] = {
         "n_gram": N,
         "least_words": LEAST,
+        "least_share": least_share,
         "too_short": sum(not any(searched[text] for part, text in item.items() if part not in SHARED) for item in parts),
-        "sources": sources,
-        "complete": len(known) == len(sources),
+        "sources": told,
+        "complete": len(known) == len(told),
     }
-    if known:
-        evaluated.columns["contaminated"] = contaminated.tolist()
-        result |= {
-            "contaminated": {"examples": int(contaminated.sum()), "share": float(contaminated.mean())},
-            "examples": sorted(listed, key=lambda row: -row["share"])[:LISTED],
-            "not_listed": max(0, len(listed) - LISTED),
-            "metrics": _metrics(evaluated, contaminated),
-        }
-    return result
+    if not known:
+        return result, None
+    return result | {
+        "contaminated": {"examples": int(contaminated.sum()), "share": float(contaminated.mean())},
+        "examples": sorted(listed, key=lambda row: -row["share"])[:LISTED],
+        "not_listed": max(0, len(listed) - LISTED),
+    }, contaminated
+
+
+def warning(found: dict[str, Any]) -> str | None:
+    """What a search has found, in a line for a terminal; None where it is nothing."""
+    count = found.get("contaminated", {}).get("examples", 0)
+    if not count:
+        return None
+    where = ", ".join(f"{source['name']} {source['examples']}" for source in found["sources"] if source.get("examples"))
+    if found.get("least_share"):
+        return f"  warning: {count} documents stand by half at least in what was trained on: {where}"
+    return f"  warning: {count} test examples share a run of words with what was trained on: {where}"
 
 
 def _matched(parts: dict[str, str], matches: dict[str, Match]) -> Iterator[tuple[str, Match]]:
@@ -107,7 +161,7 @@ def _counts(parts: list[dict[str, str]], matches: dict[str, Match], found: list[
     """How many examples are contaminated, how many of them by half at least, and how often each part was found."""
     count, n = sum(map(bool, found)), len(found)
     low, high = wilson(count, n)
-    mostly = sum(any(match.share >= 0.5 for _, match in those) for those in found)
+    mostly = sum(any(match.share >= MOSTLY for _, match in those) for those in found)
     names = dict.fromkeys(part for item in parts for part in item)
     by_part = {name: sum(item.get(name) in matches for item in parts) for name in names}
     return {"examples": count, "share": count / n, "low": low, "high": high, "mostly": mostly, "parts": by_part}
@@ -167,7 +221,7 @@ def _around_answer(example: Any) -> str:
 def _sources(evaluated: Evaluated) -> Iterator[Source | Unknown]:
     model = evaluated.finetuned or _artefact(evaluated.config.model_name_or_path)
     if model is None:
-        yield Unknown("pretraining", "the model is not a result of llmkit, so what it was trained on is not known")
+        yield _NOT_OURS
     else:
         yield from pretraining(model)
     if evaluated.trained_on is None:

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from llmkit.config import Source, resolve
 from llmkit.errors import ColumnError, LLMKitError
-from llmkit.evaluation import gate, resumed
+from llmkit.evaluation import gate, leakage, resumed
 from llmkit.evaluation.intervals import LEVEL, Metric
 from llmkit.evaluation.measured import Measured, evaluation_of
 from llmkit.evaluation.sections import Evaluated, sections
@@ -235,10 +235,8 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
         lines.append(
             f"  warning: {result['repeated_texts']} test texts repeat earlier ones; intervals take all for independent"
         )
-    leaked = result.get("leakage", {}).get("contaminated", {}).get("examples", 0)
-    if leaked:
-        found = [f"{source['name']} {source['examples']}" for source in result["leakage"]["sources"] if source.get("examples")]
-        lines.append(f"  warning: {leaked} test examples share a run of words with what was trained on: {', '.join(found)}")
+    if leaked := leakage.warning(result.get("leakage", {})):
+        lines.append(leaked)
     if "baselines_left_out" in result:
         lines.append(f"  no baselines: {result['baselines_left_out']}")
     return [*lines, *(selfchecked(result["selfcheck"]) if "selfcheck" in result else [])]

@@ -79,6 +79,8 @@ def _leak(told: Told) -> str:
         return ""
     share = f"{words.count(count, 'example')} ({words.percent(count / told.n)})"
     said = f" Warning: {share} {'shares' if count == 1 else 'share'} a run of words with what the model was trained on"
+    if found.get("least_share"):
+        said = f" Warning: {share} {'stands' if count == 1 else 'stand'} in what the model was trained on"
     rest = found["metrics"].get("without")
     if not rest:
         return f"{said}."

@@ -26,7 +26,7 @@ from transformers import (
     Gemma2ForCausalLM,
 )
 
-from llmkit.corpus.documents import Document, count
+from llmkit.corpus.documents import Document, count, read_batches
 from llmkit.errors import ArtefactError, ConfigError, DataError, LLMKitError
 from llmkit.evaluation.compared import compare_runs, describe
 from llmkit.evaluation.documents import Tokens, encode, read_documents
@@ -203,10 +203,32 @@ def test_metrics_are_ratios_of_sums_over_documents(evaluated: Artefact, parts: t
     for metric in metrics["metrics"]:
         assert metric["low"] <= metric["value"] <= metric["high"]
     assert metrics["n"] == len(rows) == len(TEXTS)
-    assert "not looked for" in metrics["leakage_left_out"]
+    assert [row["n_gram"] for row in metrics["leakage"]["examples"]] == ["今天的天气很好,我们去公园散"], "it stands in the corpus"
     assert metrics["language_model"]["empty_documents"] == 1
     assert evaluated.manifest.metrics["bits_per_byte"]["value"] == value(metrics["metrics"], "bits_per_byte")
     assert not [path for path in evaluated.directory.iterdir() if path.name.startswith(".")], "scratch files are gone"
+
+
+def test_documents_of_the_training_are_told_apart(run: Any, base_model: Artefact, tmp_path: Path) -> None:
+    tokens = base_model.input("tokens")
+    corpus = tokens.input("corpus") if tokens else None
+    assert corpus is not None
+    batch = next(read_batches(corpus.directory, "train", ("text",)))
+    long = [text for text in batch.column("text").to_pylist() if len(text.split()) > 40][:3]
+    texts = [
+        *long,
+        "A lamp that nobody has lit since the war stands at the end of the pier, and gulls nest in it.",
+    ]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"id": str(k), "text": text}) + "\n" for k, text in enumerate(texts)), encoding="utf-8")
+    made = run("evaluate", tmp_path / "e", model_name_or_path=base_model.directory, test_file=path, baselines=False)
+    metrics, rows = result_of(made)
+    assert [row["contaminated"] for row in rows] == [True, True, True, False]
+    assert metrics["leakage"]["contaminated"]["examples"] == 3
+    assert [metric["n"] for metric in metrics["leakage"]["metrics"]["without"]] == [1, 1, 1]
+    assert [source["name"] for source in metrics["leakage"]["sources"]] == ["pretraining"]
+    page = run("report", tmp_path / "r", evaluation=made.directory).directory / "report.html"
+    assert "3 documents (75.0%) stand in what the model was trained on" in page.read_text(encoding="utf-8")
 
 
 def test_parts_add_up_to_the_whole(evaluated: Artefact) -> None:
