@@ -203,7 +203,7 @@ def test_metrics_are_ratios_of_sums_over_documents(evaluated: Artefact, parts: t
     for metric in metrics["metrics"]:
         assert metric["low"] <= metric["value"] <= metric["high"]
     assert metrics["n"] == len(rows) == len(TEXTS)
-    assert [row["n_gram"] for row in metrics["leakage"]["examples"]] == ["今天的天气很好,我们去公园散"], "it stands in the corpus"
+    assert [row["n_gram"] for row in metrics["leakage"]["examples"]] == ["今天的天气很好,我们去公园散"]
     assert metrics["language_model"]["empty_documents"] == 1
     assert evaluated.manifest.metrics["bits_per_byte"]["value"] == value(metrics["metrics"], "bits_per_byte")
     assert not [path for path in evaluated.directory.iterdir() if path.name.startswith(".")], "scratch files are gone"
