@@ -228,7 +228,8 @@ def test_documents_of_the_training_are_told_apart(run: Any, base_model: Artefact
     assert [metric["n"] for metric in metrics["leakage"]["metrics"]["without"]] == [1, 1, 1]
     assert [source["name"] for source in metrics["leakage"]["sources"]] == ["pretraining"]
     page = run("report", tmp_path / "r", evaluation=made.directory).directory / "report.html"
-    assert "3 documents (75.0%) stand in what the model was trained on" in page.read_text(encoding="utf-8")
+    told = "3 documents (75.0%) stand by half of the first 2,000 characters or more in what the model was trained on."
+    assert told in page.read_text(encoding="utf-8")
 
 
 def test_parts_add_up_to_the_whole(evaluated: Artefact) -> None:

@@ -33,26 +33,14 @@ def verdict(found: dict[str, Any]) -> str:
     if "contaminated" not in found:
         return "Nothing that the model was trained on could be read, so whether it has met test examples is not known."
     count = found["contaminated"]["examples"]
-    if found.get("least_share"):
-        return _of_documents(found)
     where = "what the model was trained on" if found["complete"] else "the part of its training texts that could be read"
+    kind, verb, how = "test example", "share", f"a run of {found['n_gram']} words with"
+    if found.get("least_share"):  # documents, of which a run of words says little
+        kind, verb, how = "document", "stand", "by half of the first 2,000 characters or more in"
     if not count:
-        return f"No test example shares a run of {found['n_gram']} words with {where}."
+        return f"No {kind} {verb}s {how} {where}."
     share = words.percent(found["contaminated"]["share"])
-    verb = "shares" if count == 1 else "share"
-    return f"{words.count(count, 'test example')} ({share}) {verb} a run of {found['n_gram']} words with {where}."
-
-
-def _of_documents(found: dict[str, Any]) -> str:
-    """The finding on documents, of which a shared run of words says little."""
-    count, where = found["contaminated"]["examples"], "what the model was trained on"
-    if not found["complete"]:
-        where = "the part of its training texts that could be read"
-    if not count:
-        return f"No document stands in {where} by half of its first 2,000 characters or more."
-    share = words.percent(found["contaminated"]["share"])
-    verb = "stands" if count == 1 else "stand"
-    return f"{words.count(count, 'document')} ({share}) {verb} in {where}, by half of the first 2,000 characters or more."
+    return f"{words.count(count, kind)} ({share}) {verb}{'s' if count == 1 else ''} {how} {where}."
 
 
 def _parts(source: dict[str, Any]) -> str:
