@@ -275,6 +275,9 @@ class Reliability:
         # The variance of one toss of a coin more in each bin stands for what its predictions happen not to show.
         noise = np.sqrt(np.maximum((self.squares[used] + 0.25) / n - gaps[used] ** 2, 0) / n)
         drawn = np.random.default_rng(seed).standard_normal((_DRAWS, len(noise))) * noise
+        if not value:  # what is found exactly is off by no more than noise gives
+            high = float(np.quantile(np.abs(drawn).sum(axis=1), (1 + LEVEL) / 2))
+            return Metric("ece", value, 0.0, min(1.0, high), n, "test inversion")
         factors = np.linspace(0, 3, 31)
         errors = np.stack([np.abs(drawn + factor * gaps[used]).sum(axis=1) for factor in factors])
         ends = np.quantile(errors, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)

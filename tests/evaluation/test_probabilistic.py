@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
@@ -39,6 +39,7 @@ def by_key(found: list[Metric]) -> dict[tuple[str, str | None], Metric]:
 
 
 @given(judged())
+@example((np.full((2, 2), 0.5), np.array([0, 1])))  # found to be calibrated exactly
 @settings(max_examples=150, deadline=None)
 def test_every_metric_of_probabilities_is_the_one_of_scikit_learn(data: tuple[np.ndarray, np.ndarray]) -> None:
     chances, true = data
