@@ -68,7 +68,8 @@ def test_every_metric_of_probabilities_is_the_one_of_scikit_learn(data: tuple[np
     for metric in found.values():
         if metric.low is not None and metric.high is not None and metric.value is not None:
             assert 0 <= metric.low <= metric.value + 1e-12 and metric.value <= metric.high + 1e-12
-            assert metric.low < metric.high, "no test set is large enough to be certain"
+            if not metric.name.endswith("_auc"):  # what ranks nothing, or little, does not vary
+                assert metric.low < metric.high, "no test set is large enough to be certain"
 
 
 @given(judged(), st.integers(0, 2**32 - 1))
