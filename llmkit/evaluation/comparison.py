@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmkit.evaluation.intervals import LEVEL, RESAMPLES, bootstrap, quantile
+from llmkit.evaluation.intervals import LEVEL, RESAMPLES, bootstrap, independent, quantile
 
 POWER = 0.8
 """The chance of being shown that the smallest difference worth speaking of has."""
@@ -113,8 +113,8 @@ def compare_seeds(
     """
     differences = values - baseline_values
     n, difference = len(differences), float(differences.mean())
-    count = n if groups is None else len(np.unique(groups))
-    parts = [(standard_error(differences, groups) ** 2, count - 1), *((sd**2 / seeds, seeds - 1) for sd, seeds in training)]
+    freedom = independent(n, groups) - 1
+    parts = [(standard_error(differences, groups) ** 2, freedom), *((sd**2 / seeds, seeds - 1) for sd, seeds in training)]
     half = half_width(parts)
     found = Comparison(baseline, metric, difference, difference - half, difference + half, _level_of(abs(difference), parts))
     return replace(found, sentence=sentence(found, n, lower_is_better))

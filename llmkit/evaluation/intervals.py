@@ -88,6 +88,11 @@ def bootstrap(
     return float(low), float(high)
 
 
+def independent(n: int, groups: np.ndarray | None) -> int:
+    """How many independent examples, or groups of them, there are among n."""
+    return n if groups is None else len(np.unique(groups))
+
+
 def mean_metric(
     name: str, values: np.ndarray, seed: int, groups: np.ndarray | None = None, perfect: float | None = 1.0
 ) -> Metric:
@@ -99,7 +104,7 @@ def mean_metric(
     Args:
         perfect: the upper end of the scale, whose lower end is 0; None: it has no upper end.
     """
-    value, count = float(values.mean()), len(values) if groups is None else len(np.unique(groups))
+    value, count = float(values.mean()), independent(len(values), groups)
     if perfect is not None and not np.ptp(values) and value in (0.0, perfect):
         low, high = (perfect * end for end in wilson(count if value else 0, count))
         return Metric(name, value, low, high, len(values), "wilson" if groups is None else "wilson over contexts")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from llmkit.evaluation.comparison import Comparison, compare_accuracy, compare_means
-from llmkit.evaluation.intervals import Metric, mean_metric, wilson
+from llmkit.evaluation.intervals import Metric, independent, mean_metric, wilson
 from llmkit.tasks.base import Task
 from llmkit.tasks.tables import Split
 
@@ -52,7 +52,7 @@ class Measured:
     @property
     def count(self) -> int:
         """How many independent examples, or groups of them, there are."""
-        return len(self.values) if self.groups is None else len(np.unique(self.groups))
+        return independent(len(self.values), self.groups)
 
     def mean(self, chosen: np.ndarray, seed: int) -> Metric:
         """The mean value of some of the examples, given as bool of shape [examples]."""

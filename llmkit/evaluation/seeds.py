@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmkit.evaluation.comparison import half_width, standard_error
+from llmkit.evaluation.intervals import independent
 from llmkit.evaluation.measured import Measured, evaluation_of
 from llmkit.tasks.loading import load_task_model
 from llmkit.training.seeds import over_seeds, seed_directory
@@ -104,8 +105,7 @@ def two_way(values: np.ndarray, groups: np.ndarray | None = None) -> dict[str, f
     seen = float(of_seeds.var(ddof=1))
     explained = sum(standard_error(row, groups) ** 2 for row in rest) / (seeds - 1)
     beyond = max(0.0, seen - explained)
-    count = n if groups is None else len(np.unique(groups))
-    half = half_width([(examples, count - 1), (beyond / seeds, seeds - 1)])
+    half = half_width([(examples, independent(n, groups) - 1), (beyond / seeds, seeds - 1)])
     return {
         "mean": float(mean),
         "low": float(mean) - half,
