@@ -47,7 +47,7 @@ def resolve(minor: int, directory: Path) -> dict[str, str]:
         "--report",
         str(report),
         TORCH,
-        f"{ROOT}[dev,deepspeed,evaluate,peft,search]",
+        f"{ROOT}[dev,corpus,deepspeed,evaluate,peft,ray,search,sentences,trafilatura]",
     ]
     subprocess.run([*pip, "install", *wanted], check=True)
     packages = (item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"])
