@@ -93,6 +93,9 @@ class StageConfig:
     renamed: ClassVar[Mapping[str, str]] = {}
     """Keys that people know from older releases, with what to write instead."""
 
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other names that the command line takes for settings."""
+
     voids: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Settings of an earlier source that mean nothing once a later one changes another: a new `model_type` has fields of its
     own, and not the `config_overrides` that a recipe gave for the old one."""
@@ -511,6 +514,7 @@ def read_command_line(cls: type[StageConfig], words: list[str]) -> tuple[Source,
             continue
         key, sign, value = word[2:].partition("=")
         key, dot, inner = key.replace("-", "_").partition(".")
+        key = cls.aliases.get(key, key)
         items: list[str] = [value] if sign else []
         while not sign and position < len(words) and not words[position].startswith("--"):
             items.append(words[position])

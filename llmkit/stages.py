@@ -26,8 +26,12 @@ STAGES = {
         Stage(
             name="preprocess",
             summary="raw text to clean documents",
-            config="llmkit.corpus.preprocess:PreprocessConfig",
+            config="llmkit.corpus.settings:PreprocessConfig",
             function="llmkit.corpus.preprocess:preprocess",
+            version=2,
+            resumes=True,
+            scratch=(".work",),
+            page="llmkit.reports.corpus:write",
             next="llmkit tokenizer --corpus {output}",
         ),
         Stage(

@@ -1,6 +1,7 @@
 """Documents on disk: Parquet shards (zstd) named `<split>-00000.parquet`, read and written as a stream.
 
-Beside the splits stands `rejects-00000.parquet`: what did not become a document, with the rule that removed it.
+Beside the splits stands `rejects-00000.parquet`: what did not become a document, with the rule that removed it and what that
+rule saw; and `signals-00000.parquet`, where quality was measured.
 """
 
 from __future__ import annotations
@@ -8,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow
-
-WriterT = TypeVar("WriterT", bound="_ShardWriter")
 
 SHARD_BYTES = 64 << 20
 """UTF-8 bytes of text after which a new shard is begun."""
@@ -22,7 +21,7 @@ GROUP_BYTES = 8 << 20
 """A row group ends at whichever of the two comes first, which bounds the memory of writers and readers."""
 
 COLUMNS = ("text", "id", "source", "metadata")
-REJECTS = "rejects"
+REJECTS, SIGNALS = "rejects", "signals"
 
 
 @dataclass(slots=True)
@@ -37,79 +36,65 @@ class Document:
     """A JSON object; what the raw row held beside the text."""
 
 
-class _ShardWriter:
-    """Rows of strings, the first being the text, to shards. No rows, no file."""
+class ShardWriter:
+    """Writes record batches, whose first column is the text, to the shards of a split. No rows, no file.
 
-    def __init__(self, directory: Path, split: str, columns: Sequence[str]):
-        self._directory, self._split, self._columns = directory, split, columns
-        self._rows: list[tuple[str, ...]] = []
-        self._row_bytes = 0
+    A context manager, or to be closed. Small batches are put together to row groups.
+    """
+
+    def __init__(self, directory: Path, split: str):
+        self._directory, self._split = directory, split
+        self._pending: list[pyarrow.RecordBatch] = []
+        self._pending_rows = self._pending_bytes = self._shard_bytes = 0
         self._shard: Any = None
-        self._shards = 0
-        self._shard_bytes = 0
+        self.shards = 0
+        """How many were begun."""
 
-    def _add(self, row: tuple[str, ...]) -> None:
-        size = len(row[0].encode())
-        if self._rows and (len(self._rows) == GROUP_DOCUMENTS or self._row_bytes + size > GROUP_BYTES):
+    def write(self, batch: pyarrow.RecordBatch) -> None:
+        size = batch.column(0).nbytes
+        too_many = self._pending_rows + batch.num_rows > GROUP_DOCUMENTS or self._pending_bytes + size > GROUP_BYTES
+        if self._pending and too_many:
             self._flush()
-        if self._shard is not None and self._shard_bytes + self._row_bytes + size > SHARD_BYTES:
-            self._flush()
-            self._close_shard()
-        self._rows.append(row)
-        self._row_bytes += size
+        if self._shard is not None and self._shard_bytes + self._pending_bytes + size > SHARD_BYTES:
+            self.close()
+        if batch.num_rows:
+            self._pending.append(batch)
+            self._pending_rows += batch.num_rows
+            self._pending_bytes += size
 
     def _flush(self) -> None:
         import pyarrow
         import pyarrow.parquet
 
-        if not self._rows:
+        if not self._pending:
             return
-        schema = pyarrow.schema([(name, pyarrow.string()) for name in self._columns])
         if self._shard is None:
-            path = self._directory / f"{self._split}-{self._shards:05d}.parquet"
-            self._shard = pyarrow.parquet.ParquetWriter(path, schema, compression="zstd")
-            self._shards += 1
-        columns = [pyarrow.array(values, pyarrow.string()) for values in zip(*self._rows, strict=True)]
-        self._shard.write_batch(pyarrow.record_batch(columns, schema=schema))
-        self._shard_bytes += self._row_bytes
-        self._rows, self._row_bytes = [], 0
+            path = self._directory / f"{self._split}-{self.shards:05d}.parquet"
+            self._shard = pyarrow.parquet.ParquetWriter(path, self._pending[0].schema, compression="zstd")
+            self.shards += 1
+        self._shard.write_table(pyarrow.Table.from_batches(self._pending), row_group_size=self._pending_rows)
+        self._shard_bytes += self._pending_bytes
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
-    def _close_shard(self) -> None:
+    def close(self) -> None:
+        self._flush()
         if self._shard is not None:
             self._shard.close()
         self._shard, self._shard_bytes = None, 0
 
-    def close(self) -> None:
-        self._flush()
-        self._close_shard()
-
-    def __enter__(self: WriterT) -> WriterT:
+    def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._flush()
-        self._close_shard()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-class DocumentWriter(_ShardWriter):
-    """Writes the documents of one split; a context manager, or to be closed."""
+def as_batch(documents: Sequence[Document]) -> pyarrow.RecordBatch:
+    """Documents as one record batch."""
+    import pyarrow
 
-    def __init__(self, directory: Path, split: str):
-        super().__init__(directory, split, COLUMNS)
-
-    def write(self, document: Document) -> None:
-        self._add((document.text, document.id, document.source, document.metadata))
-
-
-class RejectWriter(_ShardWriter):
-    """Writes the table of what was removed, with the rule that removed it."""
-
-    def __init__(self, directory: Path):
-        super().__init__(directory, REJECTS, (*COLUMNS, "rule"))
-
-    def write(self, document: Document, rule: str) -> None:
-        self._add((document.text, document.id, document.source, document.metadata, rule))
+    columns = [[getattr(document, name) for document in documents] for name in COLUMNS]
+    return pyarrow.record_batch([pyarrow.array(values, pyarrow.string()) for values in columns], names=list(COLUMNS))
 
 
 def shards(directory: Path, split: str) -> list[Path]:

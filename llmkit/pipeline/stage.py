@@ -83,6 +83,9 @@ class Stage:
     check: str | None = None
     """`module:function` that holds a result against the settings, also one that was there already; takes settings and the
     artefact, says what it finds, returns the exit code."""
+    page: str | None = None
+    """`module:function` that writes pages about a result into its directory before it is committed; takes the directory, the
+    settings and the metrics."""
     plan: str | None = None
     """`module:function` that says what the stage would do, for `--dry_run`; takes settings, returns text, writes nothing."""
 
@@ -462,6 +465,8 @@ def _run_main(
     started = time.monotonic()
     try:
         metrics = load_target(stage.function)(resolved.config, Workspace(partial))
+        if stage.page:
+            load_target(stage.page)(partial, resolved.as_dict(), metrics)
     except LLMKitError as failure:
         # A launcher between us and the runner hides the message; this file carries it.
         with contextlib.suppress(OSError):

@@ -74,12 +74,10 @@ def _number(value: Any, key: str = "") -> str:
 
 
 def _corpus(found: Origins, metrics: Mapping[str, Any]) -> None:
-    rows = [["rows read", _number(metrics.get("rows_read"))]] if "rows_read" in metrics else []
-    rows += [
-        [f"removed: {rule.replace('_', ' ')}", _number(count)] for rule, count in _mapping(metrics.get("rejected")).items()
-    ]
-    rows += [] if metrics.get("rejected") or "rows_read" not in metrics else [["removed", "0"]]
-    rows += [["set aside: cannot be used", _number(metrics["bad_rows"])]] if metrics.get("bad_rows") else []
+    rows = [["rows read", _number(metrics.get("read"))]] if "read" in metrics else []
+    removed = _mapping(metrics.get("removed"))
+    rows += [[f"removed: {rule.replace('_', ' ')}", _number(count)] for rule, count in removed.items()]
+    rows += [] if removed or "read" not in metrics else [["removed", "0"]]
     rows += [["documents kept", _number(metrics.get("documents"))]]
     found.data.append(Table(["Corpus", "Documents"], rows, "What was read for the corpus, and what became of it"))
     splits = _amounts("Split", _mapping(metrics.get("splits")), "What is left of the corpus, normalised")

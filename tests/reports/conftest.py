@@ -257,7 +257,8 @@ class Chain:
             raw_inputs=[corpus],
             metrics={
                 "documents": 41_200,
-                "rejected": {"too_short": 310, "duplicate": 1_022},
+                "read": 42_532,
+                "removed": {"too_short": 310, "duplicate": 1_022},
                 "output_bytes": 9_100_000,
             },
         )

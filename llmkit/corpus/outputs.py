@@ -1,0 +1,201 @@
+"""The second pass of `preprocess`, part by part: what is no duplicate goes to its split, the rest to the rejects.
+
+By then it is known which documents repeat others, so again no part needs to look at another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from llmkit.corpus.documents import COLUMNS, REJECTS, SIGNALS, ShardWriter, shards
+from llmkit.corpus.duplicates import Decisions
+from llmkit.corpus.parts import TOO_SHORT, part_file
+from llmkit.corpus.statistics import Statistics
+
+SPLITS = ("train", "validation")
+REPEATED = "repeated paragraphs"
+"""The rule for a document of which nothing (or too little) is left without the paragraphs that came before."""
+
+
+@dataclass
+class Amount:
+    """An amount of text."""
+
+    documents: int = 0
+    characters: int = 0
+    bytes: int = 0
+
+    def add(self, other: Amount) -> None:
+        self.documents += other.documents
+        self.characters += other.characters
+        self.bytes += other.bytes
+
+
+@dataclass
+class Output:
+    """What a part gave."""
+
+    splits: dict[str, Amount] = field(default_factory=lambda: {split: Amount() for split in SPLITS})
+    sources: dict[str, Amount] = field(default_factory=dict)
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Documents by the rule of this pass that rejected them."""
+    nearest: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of each split, the hash and the row of the document that would be the first to go to the other one."""
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Output:
+        return cls(
+            {split: Amount(**amount) for split, amount in values["splits"].items()},
+            {name: Amount(**amount) for name, amount in values["sources"].items()},
+            Counter(values["rejected"]),
+            {split: (mark, row) for split, (mark, row) in values["nearest"].items()},
+        )
+
+    def add(self, other: Output) -> None:
+        for split, amount in other.splits.items():
+            self.splits[split].add(amount)
+        for name, amount in other.sources.items():
+            self.sources.setdefault(name, Amount()).add(amount)
+        self.rejected += other.rejected
+
+
+def shard_directory(directory: Path, number: int) -> Path:
+    return directory / f"shards-{number:05d}"
+
+
+def statistics_file(directory: Path, number: int) -> Path:
+    return directory / f"statistics-{number:05d}.json"
+
+
+def write_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Write the shards of one part.
+
+    Returns:
+        Its `Output` as JSON.
+    """
+    number = payload["part"]
+    place = shard_directory(directory, number)
+    place.mkdir(exist_ok=True)
+    for left_over in place.iterdir():
+        left_over.unlink()
+    output, statistics = Output(), Statistics()
+    source = part_file(directory, number)
+    if source.is_file():
+        decisions = Decisions.load(directory, number)
+        writers = {name: ShardWriter(place, name) for name in (*SPLITS, REJECTS, SIGNALS)}
+        with pyarrow.parquet.ParquetFile(source) as table:
+            before = 0
+            for row_group in range(table.num_row_groups):
+                rows = _Rows(table.read_row_group(row_group), payload, before)
+                rows.judge(decisions)
+                rows.assign()
+                rows.write(writers, output, statistics)
+                before += len(rows.texts)
+        for writer in writers.values():
+            writer.close()
+    statistics_file(directory, number).write_text(json.dumps(statistics.to_json(), ensure_ascii=False), encoding="utf-8")
+    return asdict(output)
+
+
+class _Rows:
+    """A row group of a part on its way to the shards."""
+
+    def __init__(self, table: pyarrow.Table, payload: dict[str, Any], before: int):
+        self._table, self._payload, self._before = table, payload, before
+        self.texts: list[str] = table["text"].to_pylist()
+        self._rules: list[str] = table["rule"].to_pylist()
+        self._values: list[str] = table["value"].to_pylist()
+        self._new = Counter[str]()
+        self._splits = [""] * len(self.texts)
+        self._marks = [0] * len(self.texts)
+
+    def judge(self, decisions: Decisions) -> None:
+        """Reject what repeats another document; `decisions` knows the documents that the first pass kept, in their order."""
+        for row, rule in enumerate(self._rules):
+            if rule:
+                continue
+            text, self._marks[row] = self.texts[row], _mark(self.texts[row], self._payload["seed"])
+            decision = decisions.next(text)
+            self.texts[row] = decision.text
+            if decision.rule:
+                self._reject(row, decision.rule, decision.twin)
+            elif len(decision.text) < self._payload["min_chars"]:
+                self._reject(row, REPEATED if decision.text != text else TOO_SHORT, str(len(decision.text)))
+
+    def _reject(self, row: int, rule: str, value: str) -> None:
+        self._rules[row], self._values[row] = rule, value
+        self._new[rule] += 1
+
+    def assign(self) -> None:
+        """Give each document to a split."""
+        threshold = int(self._payload["validation_fraction"] * 2**64)
+        for row, rule in enumerate(self._rules):
+            if rule:
+                continue
+            if self._payload["split"] == "validation" or self._payload["has_validation"]:
+                self._splits[row] = self._payload["split"]
+            else:
+                self._splits[row] = "validation" if self._marks[row] < threshold else "train"
+            if self._before + row == self._payload["moved"]:
+                self._splits[row] = "train" if self._splits[row] == "validation" else "validation"
+
+    def write(self, writers: dict[str, ShardWriter], output: Output, statistics: Statistics) -> None:
+        ids, sources = self._table["id"].to_pylist(), self._table["source"].to_pylist()
+        metadata = self._table["metadata"].to_pylist()
+        columns = {"text": self.texts, "id": ids, "source": sources, "metadata": metadata}
+        batch = pyarrow.record_batch([pyarrow.array(columns[name], pyarrow.string()) for name in COLUMNS], names=list(COLUMNS))
+        splits = pyarrow.array(self._splits)
+        for split in SPLITS:
+            writers[split].write(batch.filter(pyarrow.compute.equal(splits, split)))
+        rules = pyarrow.array(self._rules)
+        rejects = batch.append_column("rule", rules).append_column("value", pyarrow.array(self._values))
+        writers[REJECTS].write(rejects.filter(pyarrow.compute.not_equal(rules, "")))
+        signals = [name for name in self._table.column_names if name not in (*COLUMNS, "rule", "value")]
+        if signals:
+            arrays = [batch["id"], rules, *(self._table[name].combine_chunks() for name in signals)]
+            writers[SIGNALS].write(pyarrow.record_batch(arrays, names=["id", "rule", *signals]))
+        self._count(output, sources)
+        statistics.add_rows(self.texts, ids, sources, metadata, self._splits, self._rules, self._values)
+
+    def _count(self, output: Output, sources: list[str]) -> None:
+        output.rejected += self._new
+        for row, split in enumerate(self._splits):
+            if not split:
+                continue
+            text, mark = self.texts[row], self._marks[row]
+            amount = Amount(1, len(text), len(text.encode()))
+            output.splits[split].add(amount)
+            output.sources.setdefault(sources[row], Amount()).add(amount)
+            best = output.nearest.get(split)
+            nearer = best is None or (mark < best[0] if split == "train" else mark > best[0])
+            if nearer:
+                output.nearest[split] = (mark, self._before + row)
+
+
+def _mark(text: str, seed: int) -> int:
+    """A hash of a text and the seed, 64 bits: chooses the documents for validation."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest(), "big")
+
+
+def collect(directory: Path, output: Path, parts: int) -> None:
+    """Move the shards of all parts to their place, numbered on through the parts. What was moved before stays."""
+    for name in (*SPLITS, REJECTS, SIGNALS):
+        moved = 0
+        for number in range(parts):
+            listing = directory / f"shards-{number:05d}.{name}"
+            if not listing.is_file():  # how many there were, which a run that was killed while moving has to know
+                listing.write_text(str(len(shards(shard_directory(directory, number), name))), encoding="utf-8")
+            for shard in range(int(listing.read_text(encoding="utf-8"))):
+                path = shard_directory(directory, number) / f"{name}-{shard:05d}.parquet"
+                if path.is_file():
+                    path.replace(output / f"{name}-{moved:05d}.parquet")
+                moved += 1

@@ -1,0 +1,230 @@
+"""The first pass of `preprocess`, part by part: rows to documents that are cleaned, measured and judged by themselves.
+
+Nothing here looks at another document, so parts can be made in any order and anywhere. A part's file has all its rows in
+the order of reading, with the rule that rejected a row, if one did.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from llmkit.corpus.batch import Batch, Step
+from llmkit.corpus.documents import GROUP_BYTES, GROUP_DOCUMENTS, Document
+from llmkit.corpus.duplicates import DuplicateSettings, Marker
+from llmkit.corpus.plan import is_sampled, rows
+from llmkit.corpus.readers import BadRow, Row
+from llmkit.corpus.settings import PreprocessConfig
+from llmkit.errors import DataError
+
+BAD_ROW, TOO_SHORT, NOT_SAMPLED = "bad row", "too short", "not sampled"
+ROWS_BEFORE_JUDGING = 1000
+"""Rows after which too large a share of bad ones stops the stage at once."""
+
+
+@dataclass
+class Tally:
+    """What became of the rows."""
+
+    read: int = 0
+    bad: int = 0
+    first_bad: list[dict[str, str]] = field(default_factory=list)
+    """`place` and `reason` of the first bad rows."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Rows by the rule that rejected them, bad ones included."""
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Tally:
+        return cls(**{**values, "rejected": Counter(values["rejected"])})
+
+    def add(self, other: Tally) -> None:
+        self.read += other.read
+        self.bad += other.bad
+        self.first_bad = (self.first_bad + other.first_bad)[:3]
+        self.rejected += other.rejected
+
+    def judge(self, allowed: float) -> None:
+        """Stop where too many rows are bad.
+
+        Raises:
+            DataError: more than the allowed share.
+        """
+        if self.bad > allowed * self.read:
+            raise DataError(
+                f"{self.bad:,} of {self.read:,} rows cannot be used, more than max_bad_fraction ({allowed:g}) "
+                f"allows; mend them, or allow more with --max_bad_fraction. The first are:\n"
+                + "\n".join(f"  - {row['place']}: {row['reason']}" for row in self.first_bad)
+            )
+
+
+def part_file(directory: Path, number: int) -> Path:
+    return directory / f"part-{number:05d}.parquet"
+
+
+def marks_of(directory: Path, number: int) -> Path:
+    """Where a part's duplicate marks are."""
+    return directory / f"marks-{number:05d}"
+
+
+def make_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Read one part, and write its rows and the marks by which duplicates are found.
+
+    Returns:
+        Its `Tally` as JSON.
+    """
+    config = PreprocessConfig(**payload["settings"])
+    steps, marker, tally = _steps(json.dumps(payload["settings"], sort_keys=True)), Marker(duplicate_settings(config)), Tally()
+    path = part_file(directory, payload["part"])
+    unfinished = path.with_suffix(".tmp")
+    writer = None
+    try:
+        for batch in _batches(payload["pieces"], config, tally):
+            for step in steps:
+                step(batch)
+            kept = list(batch.kept())
+            marker.add([batch.texts[number] for number in kept], [batch.ids[number] for number in kept])
+            tally.rejected.update(rule for rule in batch.rules if rule and rule != BAD_ROW)
+            table = _as_table(batch)
+            writer = writer or pyarrow.parquet.ParquetWriter(unfinished, table.schema, compression="zstd")
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+    if writer is not None:
+        unfinished.replace(path)
+    marker.save(marks_of(directory, payload["part"]))
+    return asdict(tally)
+
+
+def duplicate_settings(config: PreprocessConfig) -> DuplicateSettings:
+    return DuplicateSettings(
+        documents=config.deduplicate,
+        paragraphs=config.deduplicate_paragraphs,
+        near=config.near_duplicates,
+        bands=config.minhash_bands,
+        rows=config.minhash_rows,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rows to batches
+
+
+def _batches(pieces: list[dict[str, Any]], config: PreprocessConfig, tally: Tally) -> Iterator[Batch]:
+    """The rows of all pieces, bounded in number and bytes; bad ones are there, rejected."""
+    batch, size = Batch([], [], [], []), 0
+    for piece in pieces:
+        for row in rows(piece, config, progress=lambda _: None):
+            tally.read += 1
+            _append(batch, _writable(row), piece, tally)
+            size += len(row.text)
+            if len(batch) == GROUP_DOCUMENTS or size >= GROUP_BYTES:
+                yield batch
+                batch, size = Batch([], [], [], []), 0
+            if tally.read >= ROWS_BEFORE_JUDGING:
+                tally.judge(config.max_bad_fraction)
+    if len(batch):
+        yield batch
+
+
+def _append(batch: Batch, row: Row, piece: dict[str, Any], tally: Tally) -> None:
+    batch.texts.append(row.text)
+    batch.ids.append(row.id)
+    batch.sources.append(piece["source"] or row.source)
+    batch.rules.append("")
+    batch.values.append(None)
+    if isinstance(row, BadRow):
+        batch.metadata.append({})
+        batch.reject(len(batch) - 1, BAD_ROW if not row.expected else row.reason, row.reason)
+        if not row.expected:
+            tally.bad += 1
+            tally.first_bad = [*tally.first_bad, {"place": row.place, "reason": row.reason}][:3]
+            tally.rejected[BAD_ROW] += 1
+        return
+    metadata = json.loads(row.metadata)
+    if piece["license"]:
+        metadata.setdefault("license", piece["license"])
+    batch.metadata.append(metadata)
+    if piece["weight"] < 1 and not is_sampled(row.id, piece["weight"]):
+        batch.reject(len(batch) - 1, NOT_SAMPLED, piece["weight"])
+
+
+def _writable(row: Row) -> Row:
+    """The row, or a bad row where its text holds what UTF-8 cannot."""
+    if isinstance(row, BadRow):
+        return row
+    try:
+        row.text.encode()
+        return row
+    except UnicodeEncodeError as failure:
+        text = row.text.encode("utf-8", "backslashreplace").decode()
+        reason = f"a lone surrogate (\\u{ord(row.text[failure.start]):04x}) at character {failure.start:,}"
+        return BadRow(text, row.id, row.source, reason, row.id)
+
+
+def _as_table(batch: Batch) -> pyarrow.Table:
+    def strings(values: list[str]) -> pyarrow.Array:
+        return pyarrow.array(values, pyarrow.string())
+
+    columns = {
+        "text": strings(batch.texts),
+        "id": strings(batch.ids),
+        "source": strings(batch.sources),
+        "metadata": strings([json.dumps(metadata, ensure_ascii=False) for metadata in batch.metadata]),
+        "rule": strings(batch.rules),
+        "value": strings(["" if value is None else str(value) for value in batch.values]),
+    }
+    return pyarrow.table({**columns, **{name: pyarrow.array(values) for name, values in batch.signals.items()}})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Steps
+
+
+class MinChars:
+    """Rejects what is too short to be a document."""
+
+    def __init__(self, least: int):
+        self._least = least
+
+    def __call__(self, batch: Batch) -> None:
+        for number in batch.kept():
+            if len(batch.texts[number]) < self._least:
+                batch.reject(number, TOO_SHORT, len(batch.texts[number]))
+
+
+@cache
+def _steps(settings: str) -> list[Step]:
+    """What happens to each batch, in order. Made once a process, since some steps load a model or an index."""
+    config = PreprocessConfig(**json.loads(settings))
+    from llmkit.corpus.clean import Clean
+
+    short = MinChars(config.min_chars)
+    steps: list[Step] = [Clean(repair=config.repair_text, boilerplate=config.remove_boilerplate), short]
+    if config.identify_language or config.languages:
+        from llmkit.corpus.languages import Languages
+
+        steps.append(Languages(config.languages, config.min_language_score))
+    if config.pii != "keep":
+        from llmkit.corpus.pii import Pii
+
+        steps.append(Pii(config.pii, config.pii_types))
+    if config.filters:
+        from llmkit.corpus.quality import Quality
+
+        quality = Quality(config.filters, config.thresholds, config.words)
+        steps += [quality, quality.judge, short]
+    if config.decontaminate:
+        from llmkit.corpus.contamination import Contamination, evaluation_texts
+
+        steps.append(Contamination(evaluation_texts(config.decontaminate)))
+    return steps

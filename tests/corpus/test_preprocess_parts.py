@@ -1,0 +1,203 @@
+"""The stage `preprocess` in several parts: killed, in several processes and on Ray, the result is the same, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmkit.config import Source, resolve
+from llmkit.corpus.documents import read_batches, shards
+from llmkit.corpus.preprocess import SCRATCH, preprocess
+from llmkit.corpus.settings import PreprocessConfig
+from llmkit.pipeline.stage import Workspace
+
+KILLS = 20
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def corpus(path: Path, documents: int = 1200) -> str:
+    """Documents of which some repeat others, exactly, nearly or in a paragraph, over many parts."""
+    words = "river stone morning light market train window paper letter garden winter bread song 春天 河流 早晨 市场".split()
+    dice = random.Random(7)
+    rows: list[dict[str, Any]] = []
+    for number in range(documents):
+        text = " ".join(dice.choice(words) for _ in range(dice.randrange(5, 120)))
+        if number % 10 == 3:
+            text = rows[dice.randrange(len(rows))]["text"]
+        elif number % 10 == 5:
+            text = f"{rows[dice.randrange(len(rows))]['text']} once more"
+        elif number % 10 == 7:
+            text += "\n\nAll rights are with the people of the village, and have been for ever.\n\n" + text[::-1]
+        rows.append({"text": text, "number": number, "mail": "a@example.com"})
+    return write(path, rows)
+
+
+SETTINGS: dict[str, Any] = {
+    "task_bytes": 32_768,
+    "near_duplicates": True,
+    "deduplicate_paragraphs": True,
+    "filters": ["gopher_repetition"],
+    "validation_fraction": 0.1,
+}
+
+
+def command(train_file: str, output: Path, **more: Any) -> list[str]:
+    words = [sys.executable, "-m", "llmkit", "preprocess", "--train_file", train_file, "--output_dir", str(output)]
+    for name, value in {**SETTINGS, **more}.items():
+        words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return words
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """What must not depend on how the work was done: all but the manifest, which tells of it, and the settings."""
+    apart = ("manifest.json", "settings.yaml", "report.html", "datasheet.md")
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.name not in apart}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes], float]:
+    """The input, what one process makes of it, and how long that takes."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    path = corpus(place / "corpus.jsonl")
+    started = time.monotonic()
+    subprocess.run(command(path, place / "out", workers=1), check=True, cwd=place, capture_output=True)
+    seconds = time.monotonic() - started
+    found = contents(place / "out")
+    assert {"train-00001.parquet", "validation-00001.parquet", "rejects-00000.parquet", "signals-00000.parquet"} <= set(found)
+    metrics = json.loads((place / "out" / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    assert {"exact duplicate", "near duplicate"} <= set(metrics["removed"])
+    return path, found, seconds
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_bytes(undisturbed: tuple[str, dict[str, bytes], float], tmp_path: Path) -> None:
+    path, expected, _ = undisturbed
+    subprocess.run(command(path, tmp_path / "out", workers=2), check=True, cwd=tmp_path, capture_output=True)
+    assert contents(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(undisturbed: tuple[str, dict[str, bytes], float], tmp_path: Path) -> None:
+    """At any moment: the whole command, or a single worker, which costs no more than the part it was at."""
+    path, expected, seconds = undisturbed
+    dice = random.Random(1)
+    kills = 0
+    words = command(path, tmp_path / "out", workers=2)
+    while kills < KILLS:
+        process = subprocess.Popen(
+            words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        time.sleep(dice.uniform(0.3, 1.0) * seconds)
+        workers = children(process.pid)
+        if workers and dice.random() < 0.5:
+            os.kill(dice.choice(workers), signal.SIGKILL)
+            kills += 1
+            time.sleep(dice.uniform(0, 0.3) * seconds)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+        if process.returncode == 0:
+            assert contents(tmp_path / "out") == expected
+            shutil.rmtree(tmp_path / "out")
+    subprocess.run(command(path, tmp_path / "out", workers=2), check=True, cwd=tmp_path, capture_output=True)
+    assert contents(tmp_path / "out") == expected
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(entry.name))
+        except (OSError, IndexError):  # it has ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes(undisturbed: tuple[str, dict[str, bytes], float], tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    path, expected, _ = undisturbed
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    words = command(path, tmp_path / "out", executor="ray")
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / "out") == expected
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Laws
+
+
+ROW = st.sampled_from(["{", '{"text": 1}', '{"text": ""}', '{"text": "a"}', '{"text": "a a"}']) | (
+    st.lists(st.sampled_from(["one", "two", "three", "四", "五"]), max_size=12).map(
+        lambda words: json.dumps({"text": " ".join(words)})
+    )
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(files=st.lists(st.lists(ROW, max_size=8), max_size=5), near=st.booleans(), fraction=st.sampled_from([0, 0.3]))
+def test_every_row_ends_in_one_place(files: list[list[str]], near: bool, fraction: float) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for number, rows in enumerate([['{"text": "always kept"}'], *files]):
+            Path(name, f"{number}.jsonl").write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        values = {"near_duplicates": near, "validation_fraction": fraction, "max_bad_fraction": 1, "workers": 1}
+        values |= {"train_file": name, "task_bytes": 4096}
+        output = Path(name, "out")
+        output.mkdir()
+        config = resolve(PreprocessConfig, [Source(values, {})]).config
+        metrics = preprocess(config, Workspace(directory=output, say=lambda _: None))
+        rows = {split: [row for batch in read_batches(output, split) for row in batch.to_pylist()] for split in SPLITS}
+        expected = [f"{number}.jsonl:{line + 1}" for number, rows in enumerate([[""], *files]) for line in range(len(rows))]
+        assert sorted(row["id"] for split in rows.values() for row in split) == sorted(expected)
+        assert metrics["read"] == len(expected) == metrics["kept"] + metrics["rejected"] + metrics["merged"]
+        assert metrics["kept"] == len(rows["train"]) + len(rows["validation"])
+        assert Counter(row["rule"] for row in rows["rejects"]) == Counter(metrics["removed"])
+        kept = {row["id"] for split in ("train", "validation") for row in rows[split]}
+        assert all(row["value"] in kept for row in rows["rejects"] if "duplicate" in row["rule"])
+        assert len({row["text"] for split in ("train", "validation") for row in rows[split]}) == len(kept)
+
+
+SPLITS = ("train", "validation", "rejects")
+
+
+def test_shards_are_numbered_on(tmp_path: Path) -> None:
+    """However many parts there are, and also where a run was killed while its shards were being moved."""
+    for number in range(3):
+        write(tmp_path / f"{number}.jsonl", [{"text": f"text {number}"}])
+    values = {"train_file": str(tmp_path / "*.jsonl"), "task_bytes": 4096, "validation_fraction": 0, "workers": 1}
+    config = resolve(PreprocessConfig, [Source(values, {})]).config
+    output = tmp_path / "out"
+    output.mkdir()
+    preprocess(config, Workspace(directory=output, say=lambda _: None))
+    names = ["train-00000.parquet", "train-00001.parquet", "train-00002.parquet"]
+    assert [path.name for path in shards(output, "train")] == names
+    # As if it had been killed before the last one was moved.
+    (output / names[2]).replace(output / SCRATCH / "shards-00002" / "train-00000.parquet")
+    preprocess(config, Workspace(directory=output, say=lambda _: None))
+    assert [path.name for path in shards(output, "train")] == names
+    texts = [pyarrow.parquet.read_table(path)["text"].to_pylist() for path in shards(output, "train")]
+    assert texts == [["text 0"], ["text 1"], ["text 2"]]
