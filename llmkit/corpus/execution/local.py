@@ -61,7 +61,7 @@ class _Worker:
         self._job = job
         self._process = subprocess.Popen(
             # The modules that are found here are found there, and no file of the working directory stands before them.
-            [sys.executable, "-c", f"import sys; sys.path[:] = {[*map(str, sys.path)]}; {_SERVE}"],
+            [sys.executable, "-c", f"import sys; sys.path[:] = {[*job.path]}; {_SERVE}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

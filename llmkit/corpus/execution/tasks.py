@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Sequence
@@ -82,6 +83,8 @@ class Job:
     function: str
     """`module:function`, called with the payload and the directory; what it returns is JSON."""
     directory: Path
+    path: tuple[str, ...] = ()
+    """Where the caller finds modules; for workers that are started by others, who look there last."""
 
     def place(self, task: Task) -> Path:
         return self.directory / f"{task.name}.json"
@@ -107,6 +110,7 @@ class Job:
         Returns:
             None, or the fields of a `Failure`.
         """
+        sys.path += [place for place in self.path if place not in sys.path]
         try:
             self.do(task)
         except BaseException as failure:
