@@ -163,7 +163,7 @@ def test_workers_have_one_thread_and_pipes_of_their_own(tmp_path: Path, capfd: p
     assert capfd.readouterr().err.count("printed by a task") == 3
 
 
-def script(directory: Path, function: str, body: str) -> list[str]:
+def script(directory: Path, function: str, body: str, how: str = "workers=2") -> list[str]:
     """A script without `if __name__ == "__main__"` that runs tasks; leaves a trace each time it is imported or run."""
     path = directory / "script.py"
     path.write_text(
@@ -174,7 +174,7 @@ def script(directory: Path, function: str, body: str) -> list[str]:
         "from llmkit.corpus.execution.run import run_tasks\n"
         "from llmkit.corpus.execution.tasks import Task\n"
         f"{body}\n"
-        f"print(run_tasks('execution_work:{function}', tasks, Path({str(directory)!r}), workers=2))\n",
+        f"print(run_tasks('execution_work:{function}', tasks, Path({str(directory)!r}), {how}))\n",
         encoding="utf-8",
     )
     return [sys.executable, str(path)]
@@ -204,36 +204,49 @@ def test_no_worker_outlives_the_main_process(number: signal.Signals, tmp_path: P
     until(lambda: not any(map(is_alive, pids(tmp_path))), seconds=10)
 
 
-@pytest.mark.slow
-def test_twenty_kills_leave_the_output_of_an_undisturbed_run(tmp_path: Path) -> None:
-    """Workers and the main process are killed at random moments, and the same command is run again."""
-    generator = random.Random(20)
-    expected = run_tasks("execution_work:write", tasks(40, seconds=0.05), tmp_path / "undisturbed", workers=1)
-    killed = tmp_path / "killed"
-    killed.mkdir()
+def run_with_kills(directory: Path, kills: int, how: str) -> None:
+    """Run forty tasks in a script of which workers and the main process are killed at random moments, until so many are."""
+    generator = random.Random(kills)
+    directory.mkdir()
     body = "tasks = [Task(f'write-{number:05}', {'number': number, 'seconds': 0.05}, 1000) for number in range(40)]"
-    kills = {"worker": 0, "main": 0}
-    while min(kills.values()) < 10:
-        done = sorted(killed.glob("write-*.json"))
+    killed, rounds = 0, 0
+
+    def kill(pid: int) -> None:
+        nonlocal killed
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+
+    while killed < kills:
+        rounds += 1
+        assert rounds <= 2 * kills, "the script ends by itself before it is killed"
+        done = sorted(directory.glob("write-*.json"))
         for path in generator.sample(done, k=len(done) // 2):
-            path.unlink()  # so that there is work left for twenty kills
-        main = subprocess.Popen(script(killed, "write", body), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for kind in kills:
-            time.sleep(generator.random() / 3)
-            if kind == "main" and main.poll() is None:
-                main.kill()
-                kills["main"] += 1
-            alive = sorted(filter(is_alive, pids(killed)))
-            if kind == "worker" and alive:
-                with contextlib.suppress(ProcessLookupError):  # it has just ended
-                    os.kill(generator.choice(alive), signal.SIGKILL)
-                    kills["worker"] += 1
-        main.wait(timeout=60)
-        until(lambda: not any(map(is_alive, pids(killed))), seconds=10)
-    assert run_tasks("execution_work:write", tasks(40, seconds=0.05), killed, workers=2) == expected
-    found = files(killed)
-    del found["script.py"]
-    assert found == files(tmp_path / "undisturbed")
+            path.unlink()  # so that there is work left
+        before = pids(directory)
+        words = script(directory, "write", body, how)
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL) as main:
+            while main.poll() is None and pids(directory) == before:
+                time.sleep(0.01)
+            for _ in range(generator.randrange(3)):
+                time.sleep(generator.random() / 5)
+                alive = sorted(filter(is_alive, pids(directory)))
+                if alive:
+                    kill(generator.choice(alive))
+            time.sleep(generator.random() / 5)
+            if main.poll() is None:
+                kill(main.pid)
+        until(lambda: not any(map(is_alive, pids(directory))), seconds=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_twenty_kills_leave_the_output_of_an_undisturbed_run(workers: int, tmp_path: Path) -> None:
+    expected = run_tasks("execution_work:write", tasks(40, seconds=0.05), tmp_path / "undisturbed", workers=1)
+    run_with_kills(tmp_path / "killed", 20, f"workers={workers}")
+    assert run_tasks("execution_work:write", tasks(40, seconds=0.05), tmp_path / "killed", workers=2) == expected
+    (tmp_path / "killed" / "script.py").unlink()
+    assert files(tmp_path / "killed") == files(tmp_path / "undisturbed")
 
 
 def test_progress_counts_tasks_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_execution import files, is_alive, pids, tasks, times_done, until
+from test_execution import files, is_alive, pids, run_with_kills, tasks, times_done, until
 
 from llmkit.corpus.execution import on_ray
 from llmkit.corpus.execution.run import run_tasks
@@ -70,6 +74,53 @@ def test_a_local_cluster_is_started_where_it_is_asked_for_and_gone_afterwards(tm
     assert done.stdout.count("'number'") == 3
     assert len(pids(tmp_path)) >= 1
     until(lambda: not any(map(is_alive, processes_of_ray() - before)))
+
+
+def test_twenty_kills_on_a_running_cluster_leave_the_output_of_an_undisturbed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster is one that `ray start` has started; the workers and the process that gives the tasks are killed."""
+    expected = run_tasks("execution_work:write", tasks(40, seconds=0.05), tmp_path / "undisturbed", workers=1)
+    before = processes_of_ray()
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    words = ["start", "--head", "--block", f"--port={address.split(':')[1]}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", *words, "--include-dashboard=false", "--disable-usage-stats"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as head:
+        try:
+            until(lambda: is_answered(address), seconds=60)
+            run_with_kills(tmp_path / "killed", 20, "executor='ray'")
+            subprocess.run([sys.executable, str(tmp_path / "killed" / "script.py")], check=True, timeout=120)
+        finally:
+            for pid in [*descendants(head.pid), head.pid]:  # Ray itself would take half a minute, and leave some
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    assert run_tasks("execution_work:write", tasks(40, seconds=0.05), tmp_path / "killed") == expected
+    (tmp_path / "killed" / "script.py").unlink()
+    assert files(tmp_path / "killed") == files(tmp_path / "undisturbed")
+    until(lambda: not any(map(is_alive, processes_of_ray() - before)))
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    except OSError:
+        return []
+    return [found for child in children for found in (int(child), *descendants(int(child)))]
+
+
+def is_answered(address: str) -> bool:
+    host, port = address.split(":")
+    with socket.socket() as caller:
+        return caller.connect_ex((host, int(port))) == 0
 
 
 @pytest.fixture(scope="module")

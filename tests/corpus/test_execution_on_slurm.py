@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from test_execution import files, is_alive, pids, script, tasks, times_done, until
@@ -150,16 +149,13 @@ def test_a_user_s_error_in_an_array_arrives_and_the_array_is_cancelled(stand_in:
 def test_a_wait_that_was_interrupted_is_taken_up_again(number: signal.Signals, stand_in: Path, tmp_path: Path) -> None:
     directory = tmp_path / "output"
     directory.mkdir()
-    given: dict[str, Any] = {"seconds": 0.5}
     body = "tasks = [Task(f'write-{number:05}', {'number': number, 'seconds': 0.5}, 1000) for number in range(4)]"
-    words = script(directory, "write", body)
-    path = Path(words[1])
-    path.write_text(path.read_text(encoding="utf-8").replace("workers=2", "executor='slurm'"), encoding="utf-8")
+    words = script(directory, "write", body, "executor='slurm'")
     main = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     until(lambda: pids(directory))
     main.send_signal(number)
     main.wait(timeout=30)
-    found = run_tasks("execution_work:write", tasks(4, **given), directory, executor="slurm")
+    found = run_tasks("execution_work:write", tasks(4, seconds=0.5), directory, executor="slurm")
     assert [result["number"] for result in found] == [0, 1, 2, 3]
     assert len(jobs(stand_in)) == 1
     assert [times_done(directory, number) for number in range(4)] == [1] * 4

@@ -74,7 +74,7 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
         raise DataError(
             f"--executor ray found no Ray cluster at {address!r} ({str(failure).splitlines()[0]}). Start one with "
             f"`ray start --head` (and `ray start --address=...` on the other machines), name one in RAY_ADDRESS, or set "
-            f"RAY_ADDRESS=local for one on this machine alone"
+            f"RAY_ADDRESS=local for one on this machine alone. A named cluster that asks for a token needs RAY_AUTH_MODE=token"
         ) from None
     try:
         yield
