@@ -26,8 +26,9 @@ _TERMINALS = (
     "11c41-11c42 11ef7-11ef8 11f43-11f44 16a6e-16a6f 16af5 16b37-16b38 16b44 16e98 1bc9f 1da88"
 )
 # Thai and Lao, Tibetan, Myanmar, Khmer, Han with kana and Bopomofo, Han extensions, half-width kana, Han of the other planes.
-_UNSPACED = "e00-eff f00-fff 1000-109f 1780-17ff 3005-3007 3040-30ff 3100-312f 31a0-31bf 31f0-31ff 3400-4dbf 4e00-9fff f900-faff " + (
-    "ff66-ff9f 16fe0-16fff 1b000-1b16f 20000-3ffff"
+_UNSPACED = (
+    "e00-eff f00-fff 1000-109f 1780-17ff 3005-3007 3040-30ff 3100-312f 31a0-31bf 31f0-31ff 3400-4dbf 4e00-9fff f900-faff "
+    + ("ff66-ff9f 16fe0-16fff 1b000-1b16f 20000-3ffff")
 )
 
 
@@ -49,6 +50,7 @@ takes for punctuation, and the ends of sentences."""
 
 TERMINALS = frozenset(_characters(_TERMINALS))
 """The characters with the property Sentence_Terminal of Unicode 15, and three of Khmer, as FineWeb's pipeline takes them."""
+
 
 @cache
 def unspaced_letters() -> frozenset[str]:

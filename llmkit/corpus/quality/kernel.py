@@ -43,7 +43,7 @@ COLUMNS = (
 )
 CLEAN_COLUMNS = ("lorem_ipsum_lines", "curly_bracket_lines", "sentences", "kept_lines")
 
-_PARAGRAPHS, _TOP, _DUPLICATES, _WORDS, _LINES = 2, 6, 9, 15, 23  # the first column of each kind
+_PARAGRAPHS, _TOP, _WORDS, _LINES = 2, 6, 15, 23  # the first column of each kind
 _NEVER = np.nan
 _BASE, _STEP, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0xBF58476D1CE4E5B9)
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
@@ -145,44 +145,18 @@ def _read(data: Any, start: int, end: int, classes: Any, counts: Any, lines: Any
                 counts[_HASHES] += code == 0x23
             gap = False
         at += size
+        if (
+            opened and not gap and not run
+        ):  # ASCII letters after a character that is no space and no stop count as such, no more
+            letters = at
+            while at < end and data[at] < 0x80 and classes[data[at]] & LETTER:
+                last = np.int64(data[at])
+                line_hash = line_hash * _BASE + np.uint64(last + 1)
+                at += 1
+            line_characters += at - letters
+            counts[_CHARACTERS] += at - letters
+            counts[_LETTERS] += at - letters
     return lines[:number], lines
-
-
-@compiled
-def _word_end(data: Any, at: int, end: int, classes: Any, by: int) -> int:
-    """Where the word ends that begins with a character which is no space."""
-    code, size = _decoded(data, at)
-    kind = classes[code]
-    at += size
-    if by == BY_SPACES:
-        while at < end:
-            code, size = _decoded(data, at)
-            if classes[code] & SPACE:
-                break
-            at += size
-    elif kind & WORD and kind & UNSPACED:
-        while at < end:
-            code, size = _decoded(data, at)
-            if classes[code] & (WORD | UNSPACED) != UNSPACED:
-                break
-            at += size
-    elif kind & WORD:
-        while at < end:
-            code, size = _decoded(data, at)
-            if classes[code] & (WORD | UNSPACED) != WORD:
-                if (code != 0x27 and code != 0x2019 and code != 0x2D) or at + size == end:
-                    break
-                following, _ = _decoded(data, at + size)
-                if classes[following] & (WORD | UNSPACED) != WORD:
-                    break
-            at += size
-    else:
-        while at < end:
-            code, size = _decoded(data, at)
-            if classes[code] & (WORD | SPACE):
-                break
-            at += size
-    return at
 
 
 @compiled
@@ -192,35 +166,60 @@ def _mixed(value: Any) -> Any:
 
 
 @compiled
-def _spell(data: Any, start: int, end: int, classes: Any, stops: Any, counts: Any, row: Any) -> None:
-    """Count one word, and note its hash, the power of the base for its length, its mixed hash and the characters up to it."""
-    value, power, characters, kinds, real = _ZERO, _ONE, 0, 0, False
-    at = start
-    while at < end:
-        code, size = _decoded(data, at)
-        kind = classes[code]
-        value, power = value * _BASE + np.uint64(code + 1), power * _BASE
+def _read_word(data: Any, at: int, end: int, classes: Any, by: int, stops: Any, counts: Any, row: Any) -> int:
+    """Count the word that begins here, with a character which is no space, and tell where it ends.
+
+    Its hash and its length go into `row`.
+    """
+    code, size = _decoded(data, at)
+    kind = classes[code]
+    in_run = by == BY_PATTERN and kind & (WORD | UNSPACED) == WORD
+    in_signs = by == BY_PATTERN and not kind & WORD
+    in_letter = by == BY_PATTERN and not in_run and not in_signs
+    value, characters, kinds, real = _ZERO, 0, 0, False
+    while True:
+        value = value * _BASE + np.uint64(code + 1)
         characters, kinds, real = characters + 1, kinds | kind, real or not kind & SYMBOL
         at += size
+        if at >= end:
+            break
+        code, size = _decoded(data, at)
+        kind = classes[code]
+        if in_run:
+            if kind & (WORD | UNSPACED) != WORD:
+                if (code != 0x27 and code != 0x2019 and code != 0x2D) or at + size >= end:
+                    break
+                following, _ = _decoded(data, at + size)
+                if classes[following] & (WORD | UNSPACED) != WORD:
+                    break
+        elif in_signs:
+            if kind & (WORD | SPACE):
+                break
+        elif in_letter:
+            if kind & (WORD | UNSPACED) != UNSPACED:
+                break
+        elif by == BY_SPACES and kind & SPACE:
+            break
     counts[_ALL_WORDS] += 1
     counts[_ALPHABETIC] += kinds & LETTER != 0
     if real:
         counts[_REAL_WORDS] += 1
         counts[_REAL_CHARACTERS] += characters
-    row[0], row[1], row[2], row[3] = value, power, _mixed(value), np.uint64(characters)
+    row[0], row[1] = _mixed(value), np.uint64(characters)
     slot = np.int64(value >> np.uint64(56))
     while stops[slot, 1] != 0:
         if stops[slot, 0] == value:
             counts[_STOPS] |= np.int64(stops[slot, 1])
             break
         slot = (slot + 1) & 255
+    return at
 
 
 @compiled
 def _cleared(table: Any, count: int) -> Any:
-    """An empty table of hashes, at most half of which so many will fill; how far to shift a hash to get its place; the store."""
+    """An empty table of hashes, two thirds of which, at most, so many will fill; how far to shift a hash to get its place; the store."""
     bits = 4
-    while 1 << bits < 2 * count:
+    while 1 << bits < count + count // 2:
         bits += 1
     if len(table) < 1 << bits:
         table = np.empty(1 << bits, dtype=np.uint64)
@@ -231,7 +230,7 @@ def _cleared(table: Any, count: int) -> Any:
 @compiled
 def _was_there(table: Any, shift: Any, key: Any) -> bool:
     """Put a hash into a table, unless it is there already."""
-    key = key | _ONE
+    key = key if key else _ONE
     slot = np.int64((key * _MIX) >> shift)
     while table[slot] != _ZERO:
         if table[slot] == key:
@@ -304,46 +303,89 @@ def _repeated_paragraphs(data: Any, lines: Any, classes: Any, table: Any, shift:
 
 
 @compiled
-def _top_gram(grams: Any, before: Any, count: int, n: int, joint: int, table: Any, shift: Any, tallies: Any) -> int:
-    """The characters of the n-gram that is there most often (the first of several), times how often it is there."""
-    best, best_first = 0, 0
-    for number in range(count - n + 1):
-        key = grams[number] | _ONE
-        slot = np.int64((key * _MIX) >> shift)
-        while table[slot] != _ZERO and table[slot] != key:
-            slot = (slot + 1) & (len(table) - 1)
-        if table[slot] == _ZERO:
-            table[slot] = key
-            tallies[slot, 0], tallies[slot, 1] = 0, number
-        tallies[slot, 0] += 1
-        if tallies[slot, 0] > best or (tallies[slot, 0] == best and tallies[slot, 1] < best_first):
-            best, best_first = tallies[slot, 0], tallies[slot, 1]
-    if best == 0:
-        return 0
-    return best * (before[best_first + n] - before[best_first] + joint * (n - 1))
-
-
-@compiled
-def _duplicate_grams(grams: Any, before: Any, count: int, n: int, table: Any, shift: Any) -> int:
-    """The characters of the n-grams that stood before already, none counted twice: after one, the next n words are passed."""
-    number, characters = 0, 0
-    while number < count - n + 1:
-        if _was_there(table, shift, grams[number]):
-            characters += before[number + n] - before[number]
-            number += n
-        else:
-            number += 1
-    return characters
-
-
-@compiled
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else _NEVER
 
 
+@compiled
+def _repeated_grams(words: Any, script: int, total: int, grams: Any, scratch: Any, store: Any, tallies: Any, out: Any) -> Any:
+    """The shares of characters in n-grams that are there several times, for all lengths n.
+
+    An n-gram can be there twice only where shorter ones at its begin and at its end are, so that each length looks at few.
+
+    Args:
+        words: uint64 of shape [words, 2]: hash, characters.
+        grams: room for hashes of n-grams by first word; scratch: int64 of shape [more than words, 4]: the characters before each
+            word, the last length (counted from 1) for which its n-gram is there twice, first words to look at, places in `table`.
+    """
+    count, reached = len(words), 1
+    scratch[0, 0] = 0
+    for word in range(count):
+        scratch[word + 1, 0] = scratch[word, 0] + np.int64(words[word, 1])
+        scratch[word, 1], scratch[word, 2] = 0, word
+        grams[word] = words[word, 0]
+    for number in range(9):
+        n = _N[script, number]
+        kept = 0
+        for place in range(count):
+            word = scratch[place, 2]
+            if word + n <= len(words) and scratch[word, 1] == number and scratch[word + n - reached, 1] == number:
+                value = grams[word]
+                for following in range(word + reached, word + n):
+                    value = value * _STEP + words[following, 0]
+                grams[word], scratch[kept, 2] = value, word
+                kept += 1
+        count, reached = kept, n
+
+        table, shift, store = _cleared(store, count)
+        if len(tallies) < len(table):
+            tallies = np.empty((len(store), 2), dtype=np.int32)
+        best, best_first = 1, 0
+        for place in range(count):
+            word = scratch[place, 2]
+            key = grams[word] if grams[word] else _ONE
+            slot = np.int64((key * _MIX) >> shift)
+            while table[slot] != _ZERO and table[slot] != key:
+                slot = (slot + 1) & (len(table) - 1)
+            if table[slot] == _ZERO:
+                table[slot] = key
+                tallies[slot, 0], tallies[slot, 1] = 0, word
+            tallies[slot, 0] += 1
+            scratch[place, 3] = slot
+            if tallies[slot, 0] > best or (tallies[slot, 0] == best and tallies[slot, 1] < best_first):
+                best, best_first = tallies[slot, 0], tallies[slot, 1]
+        for place in range(count):
+            if tallies[scratch[place, 3], 0] > 1:
+                scratch[scratch[place, 2], 1] = number + 1
+
+        found = 0
+        if number < 3:  # the most frequent one, the first of several, with spaces between its words
+            if n <= len(words):
+                found = best * (scratch[best_first + n, 0] - scratch[best_first, 0] + (n - 1) * (1 - script))
+        else:  # all that stood there before; after one, its n words are passed
+            table, shift, store = _cleared(store, count)
+            free = 0
+            for place in range(count):
+                word = scratch[place, 2]
+                if word >= free and scratch[word, 1] == number + 1 and _was_there(table, shift, grams[word]):
+                    found += scratch[word + n, 0] - scratch[word, 0]
+                    free = word + n
+        out[number] = _share(found, total)
+    return store, tallies
+
+
 @njit(nogil=True, error_model="numpy", cache=True)
 def measure(
-    data: Any, offsets: Any, classes: Any, stops: Any, by: int, spans: Any, span_offsets: Any, groups: int, scripts: Any, out: Any
+    data: Any,
+    offsets: Any,
+    classes: Any,
+    stops: Any,
+    by: int,
+    spans: Any,
+    span_offsets: Any,
+    groups: int,
+    scripts: Any,
+    out: Any,
 ) -> None:
     """The columns of each document.
 
@@ -357,9 +399,9 @@ def measure(
         out: float64 of shape [documents, columns].
     """
     counts = np.zeros(18, dtype=np.int64)
-    line_store, word_store = np.empty((256, 5), dtype=np.uint64), np.empty((4096, 4), dtype=np.uint64)
-    store, tallies = np.empty(1 << 13, dtype=np.uint64), np.empty((1 << 13, 2), dtype=np.int64)
-    grams, before = np.empty(4096, dtype=np.uint64), np.zeros(4097, dtype=np.int64)
+    line_store, word_store = np.empty((256, 5), dtype=np.uint64), np.empty((4096, 2), dtype=np.uint64)
+    store, tallies = np.empty(1 << 13, dtype=np.uint64), np.empty((1 << 13, 2), dtype=np.int32)
+    grams, scratch = np.empty(4096, dtype=np.uint64), np.empty((4097, 4), dtype=np.int64)
     for document in range(len(offsets) - 1):
         start, end, row = offsets[document], offsets[document + 1], out[document]
         counts[:] = 0
@@ -373,10 +415,11 @@ def measure(
 
         at, words, given = start, 0, span_offsets[document] if by == GIVEN else 0
         while groups:
+            to = end
             if by == GIVEN:
                 if given == span_offsets[document + 1]:
                     break
-                at, word_end = spans[given, 0], spans[given, 1]
+                at, to = spans[given, 0], spans[given, 1]
                 given += 1
             else:
                 while at < end:
@@ -386,11 +429,10 @@ def measure(
                     at += size
                 if at == end:
                     break
-                word_end = _word_end(data, at, end, classes, by)
             if words == len(word_store):
                 word_store = _grown(word_store)
-            _spell(data, at, word_end, classes, stops, counts, word_store[words])
-            at, words = word_end, words + 1
+            at = _read_word(data, at, to, classes, by, stops, counts, word_store[words])
+            words += 1
 
         if groups & REPETITION:
             table, shift, store = _cleared(store, len(lines))
@@ -405,33 +447,10 @@ def measure(
             row[_PARAGRAPHS + 2], row[_PARAGRAPHS + 3] = repeated / count, _share(characters, total)
 
             if len(grams) < words:
-                grams, before = np.empty(len(word_store), dtype=np.uint64), np.zeros(len(word_store) + 1, dtype=np.int64)
-            for word in range(words):
-                grams[word] = word_store[word, 2]
-                before[word + 1] = before[word] + np.int64(word_store[word, 3])
-            reached = 1
-            for number in range(9):
-                n = _N[script, number]
-                if number == 3:
-                    reached = 1
-                    for word in range(words):
-                        grams[word] = word_store[word, 0]
-                while reached < n:
-                    for word in range(words - reached):
-                        added = word_store[word + reached]
-                        if number < 3:
-                            grams[word] = grams[word] * _STEP + added[2]
-                        else:
-                            grams[word] = grams[word] * added[1] + added[0]
-                    reached += 1
-                table, shift, store = _cleared(store, words)
-                if number < 3:
-                    if len(tallies) < len(table):
-                        tallies = np.empty((len(store), 2), dtype=np.int64)
-                    found = _top_gram(grams, before, words, n, 1 - script, table, shift, tallies)
-                else:
-                    found = _duplicate_grams(grams, before, words, n, table, shift)
-                row[_TOP + number] = _share(found, total)
+                grams, scratch = np.empty(len(word_store), dtype=np.uint64), np.empty((len(word_store) + 1, 4), dtype=np.int64)
+            store, tallies = _repeated_grams(
+                word_store[:words], script, total, grams, scratch, store, tallies, row[_TOP : _TOP + 9]
+            )
 
         if groups & QUALITY:
             row[_WORDS] = counts[_REAL_WORDS]
@@ -499,11 +518,7 @@ def _mentioned(data: Any, start: int, end: int, phrases: Any, lengths: Any, mean
     found = 0
     for at in range(start, end):
         byte = data[at] | np.uint8(0x20) if 0x41 <= data[at] <= 0x5A else data[at]
-        if not firsts[byte]:
-            continue
-        for phrase in range(len(lengths)):
-            if phrases[phrase, 0] != byte:
-                continue
+        for phrase in range(firsts[byte], firsts[byte + 1]):
             to, same = at + 1, 1
             while same < lengths[phrase] and to < end:
                 wanted, byte_there = phrases[phrase, same], data[to]
@@ -530,6 +545,8 @@ def _sentences(data: Any, start: int, end: int, classes: Any) -> int:
         kind = classes[code]
         if kind & WORD:
             count, state = count + (state == 2), 0
+            while at + size < end and data[at + size] < 0x80 and classes[data[at + size]] & LETTER:
+                size += 1
         elif kind & TERMINAL:
             state = 2 if code >= 0x80 else max(state, 1)
         elif kind & SPACE and state == 1:
@@ -558,7 +575,8 @@ def clean(
     Args:
         limits: fewest words, fewest letters where the script has no spaces, longest word, whether a line has to end as a sentence,
             whether those that mention JavaScript, or policies, go, whether citation marks go; int64 of shape [7], -1: no limit.
-        phrases: uint8 of shape [phrases, bytes], lower case, with lengths and meanings; firsts: the bytes they begin with.
+        phrases: uint8 of shape [phrases, bytes], lower case, in their order, with lengths and meanings; firsts: the number of the
+            first one that begins with a byte or one after it, int64 of shape [257].
         kept: uint8, as long as `data`, and kept_offsets, as `offsets`, to be filled.
         out: float64 of shape [documents, columns].
     """
@@ -568,7 +586,7 @@ def clean(
         at, end, script, row = offsets[document], offsets[document + 1], scripts[document], out[document]
         begin, lines, sentences, lorem, curly = to, 0, 0, 0, 0
         while at < end:
-            first, last, words, length, longest, letters = at, at, 0, 0, 0, 0
+            first, last, words, length, longest, letters, bracket = at, at, 0, 0, 0, 0, False
             while at < end:
                 code, size = _decoded(data, at)
                 kind = classes[code]
@@ -582,48 +600,56 @@ def clean(
                 else:
                     if last == first:
                         first = at - size
-                    words, length, last = words + (length == 0), length + 1, at
-                    longest, letters = max(longest, length), letters + (kind & WORD)
+                    words, length, letters = words + (length == 0), length + 1, letters + (kind & WORD)
+                    bracket = bracket or code == 0x5B
+                    last = at
+                    while last < end and data[last] < 0x80 and classes[data[last]] & LETTER:
+                        last += 1
+                    length, letters, at = length + last - at, letters + last - at, last
+                    longest = max(longest, length)
             if not script and limits[2] >= 0 and longest > limits[2]:
                 continue
 
-            line = to + (lines > 0)
-            line_end, position = line, first
-            while position < last:
-                if limits[6] > 0 and data[position] == 0x5B:
-                    past = _citation_end(data, position, last, classes)
-                    if past > position:
-                        position = past
-                        continue
-                kept[line_end] = data[position]
-                line_end, position = line_end + 1, position + 1
+            source, line, line_end = data, first, last
+            if bracket and limits[6] > 0:
+                source, line = kept, to + (lines > 0)
+                line_end, position = line, first
+                while position < last:
+                    past = _citation_end(data, position, last, classes) if data[position] == 0x5B else position
+                    if past == position:
+                        kept[line_end] = data[position]
+                        line_end, past = line_end + 1, position + 1
+                    position = past
 
             if limits[3] > 0:
                 if line_end == line:
                     continue
                 tail = line_end - 1
-                while kept[tail] & 0xC0 == 0x80:
+                while source[tail] & 0xC0 == 0x80:
                     tail -= 1
-                code, _ = _decoded(kept, tail)
+                code, _ = _decoded(source, tail)
                 ends = code == 0x2E or code == 0x3F or code == 0x21 or code == 0x22 or code == 0x27
                 if script:
                     ends = ends or (classes[code] & TERMINAL) != 0 or _closes(code)
-                cut = code == 0x2E and line_end - line >= 3 and kept[line_end - 2] == 0x2E and kept[line_end - 3] == 0x2E
+                cut = code == 0x2E and line_end - line >= 3 and source[line_end - 2] == 0x2E and source[line_end - 3] == 0x2E
                 if cut or not ends:
                     continue
             if (letters if script else words) < limits[1 if script else 0]:
                 continue
-            found = _mentioned(kept, line, line_end, phrases, lengths, meanings, firsts)
+            found = _mentioned(source, line, line_end, phrases, lengths, meanings, firsts)
             lorem += found & LOREM != 0
             if limits[4] > 0 and found & JAVASCRIPT:
                 continue
             curly += found & CURLY != 0
             if limits[5] > 0 and (found & POLICY or (script and found & UNSPACED_POLICY)):
                 continue
-            sentences += _sentences(kept, line, line_end, classes)
+            sentences += _sentences(source, line, line_end, classes)
             if lines:
                 kept[to] = 10
-            to, lines = line_end, lines + 1
+                to += 1
+            if line_end > line:
+                kept[to : to + line_end - line] = source[line:line_end]
+            to, lines = to + line_end - line, lines + 1
 
         first = begin
         while first < to:

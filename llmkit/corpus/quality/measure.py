@@ -157,19 +157,18 @@ def _limits(lines: LineRules) -> list[float | None]:
 
 @cache
 def _phrases() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What lines may mention: the bytes, padded, their lengths, what each means, and the bytes that any begins with."""
+    """What lines may mention: the bytes, padded, their lengths, what each means, and where each first byte begins."""
     kernel = _kernel()
     named = [(c4.LOREM, kernel.LOREM), (c4.JAVASCRIPT, kernel.JAVASCRIPT), (c4.CURLY, kernel.CURLY)]
     named += [(phrase, kernel.POLICY) for phrase in c4.POLICIES]
     named += [(phrase, kernel.UNSPACED_POLICY) for phrase in c4.UNSPACED_POLICIES]
-    encoded = [phrase.encode() for phrase, _ in named]
-    lengths = np.array([len(phrase) for phrase in encoded], dtype=np.int64)
+    encoded = sorted((phrase.encode(), meaning) for phrase, meaning in named)
+    lengths = np.array([len(phrase) for phrase, _ in encoded], dtype=np.int64)
     padded = np.zeros((len(encoded), lengths.max()), dtype=np.uint8)
-    firsts = np.zeros(256, dtype=np.bool_)
-    for number, phrase in enumerate(encoded):
+    for number, (phrase, _) in enumerate(encoded):
         padded[number, : len(phrase)] = list(phrase)
-        firsts[phrase[0]] = True
-    return padded, lengths, np.array([meaning for _, meaning in named], dtype=np.int64), firsts
+    firsts = np.searchsorted(padded[:, 0], np.arange(257)).astype(np.int64)
+    return padded, lengths, np.array([meaning for _, meaning in encoded], dtype=np.int64), firsts
 
 
 @cache

@@ -81,8 +81,8 @@ def duplicate_characters(words: list[str], n: int) -> int:
     """The characters of n-grams that stood there before already; none counts twice."""
     seen, number, characters = set(), 0, 0
     while number <= len(words) - n:
-        gram = "".join(words[number : number + n])
-        characters += len(gram) if gram in seen else 0
+        gram = tuple(words[number : number + n])
+        characters += sum(map(len, gram)) if gram in seen else 0
         number += n if gram in seen else 1
         seen.add(gram)
     return characters

@@ -33,7 +33,11 @@ def _gram(n: int) -> str:
 
 
 _REPETITION = [
-    ("duplicate_paragraph_fraction", "paragraphs that stood in the text before, of all; between them are empty lines", "share"),
+    (
+        "duplicate_paragraph_fraction",
+        "paragraphs that stood in the text before, of all; between them are empty lines",
+        "share",
+    ),
     ("duplicate_paragraph_character_fraction", "characters of paragraphs that stood in the text before, of all", "share"),
     ("duplicate_line_fraction", "lines that stood in the text before, of all that are not empty", "share"),
     ("duplicate_line_character_fraction", "characters of lines that stood in the text before, of all", "share"),
@@ -58,9 +62,17 @@ _QUALITY = [
     ("words", "words that are not of punctuation alone", "words"),
     ("mean_word_length", "mean length of those words; undefined without any", "characters"),
     ("hash_ratio", "number signs (#) to each word or sign", "per word"),
-    ("ellipsis_ratio", "ellipses (… or ...) to each word or sign; a run counts once where the script has no spaces", "per word"),
+    (
+        "ellipsis_ratio",
+        "ellipses (… or ...) to each word or sign; a run counts once where the script has no spaces",
+        "per word",
+    ),
     ("bullet_line_fraction", "lines that begin with • or - (or with ・ ● · where the script has no spaces), of all", "share"),
-    ("ellipsis_line_fraction", "lines that end with an ellipsis, of all (also 。。。 where the script has no spaces)", "share"),
+    (
+        "ellipsis_line_fraction",
+        "lines that end with an ellipsis, of all (also 。。。 where the script has no spaces)",
+        "share",
+    ),
     ("alphabetic_word_fraction", "words with a letter in them, of all words and signs", "share"),
     (
         "stop_words",
