@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from llmkit.corpus.quality import reference
 from llmkit.corpus.quality.lines import LineRules
 from llmkit.corpus.quality.measure import SETS, measure
-from llmkit.corpus.quality.signals import SIGNALS
 from llmkit.corpus.quality.words import DEFINITIONS
 
 pytest.importorskip("numba")

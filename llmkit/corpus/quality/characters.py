@@ -8,14 +8,14 @@ from functools import cache
 import numpy as np
 
 WORD, SPACE, LETTER, SYMBOL, TERMINAL, UNSPACED, LINE_END, DIGIT = (1 << bit for bit in range(8))
-"""Bits of the table: `\\w`, `\\s`, str.isalpha, signs that make no word, ends of sentences, scripts without spaces between words,
-where str.splitlines splits, `\\d`."""
+"""Bits of the table: `\\w`, `\\s`, str.isalpha, signs that make no word, ends of sentences, scripts without spaces between
+words, where str.splitlines splits, `\\d`."""
 
 _CODES, _LAST_LETTER = 0x110000, 0x40000  # Unicode's code points; there are no letters from the second on
 
 _SYMBOLS = (
-    "0-8 b-1f 21-2f 3a-40 5b-60 7b-9f ab b4 bb 2013-2014 2019 201c-201e 2026 2236 2501 25ba 3001-3002 3008-300d 3010-3011 ff01 "
-    "ff05 ff08-ff09 ff0c ff0e ff11 ff1a-ff1b ff1f ff5e"
+    "0-8 b-1f 21-2f 3a-40 5b-60 7b-9f ab b4 bb 2013-2014 2019 201c-201e 2026 2236 2501 25ba 3001-3002 3008-300d 3010-3011 "
+    "ff01 ff05 ff08-ff09 ff0c ff0e ff11 ff1a-ff1b ff1f ff5e"
 )
 _TERMINALS = (
     "21 2e 3f 589 61d-61f 6d4 700-702 7f9 837 839 83d-83e 964-965 104a-104b 1362 1367-1368 166e 1735-1736 17d4-17d6 17d9-17da "
@@ -45,8 +45,8 @@ LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """Where str.splitlines splits."""
 
 SYMBOLS = frozenset(_characters(f"{_SYMBOLS} {_TERMINALS}"))
-"""A word of these alone is none to Gopher's count of words: the signs and controls that FineWeb's pipeline (Penedo et al. 2024)
-takes for punctuation, and the ends of sentences."""
+"""A word of these alone is none to Gopher's count of words: the signs and controls that FineWeb's pipeline (Penedo et al.
+2024) takes for punctuation, and the ends of sentences."""
 
 TERMINALS = frozenset(_characters(_TERMINALS))
 """The characters with the property Sentence_Terminal of Unicode 15, and three of Khmer, as FineWeb's pipeline takes them."""

@@ -136,7 +136,7 @@ def _read(data: Any, start: int, end: int, classes: Any, counts: Any, lines: Any
                     counts[_BULLET_LINES] += code == _BULLETS[bullet] and bullet < _SPACED_BULLETS
                     counts[_UNSPACED_BULLET_LINES] += code == _BULLETS[bullet]
             first = False
-            if code == _FULL_STOP or code == _ELLIPSIS or code == _WIDE_STOP:
+            if code in (_FULL_STOP, _ELLIPSIS, _WIDE_STOP):
                 run, run_code = run + 1, code
                 stops = -1 if code == _ELLIPSIS else 0 if code == _WIDE_STOP else 1 if gap or stops < 0 else stops + 1
                 wide_stops = 0 if code != _WIDE_STOP else 1 if gap else wide_stops + 1
@@ -217,7 +217,7 @@ def _read_word(data: Any, at: int, end: int, classes: Any, by: int, stops: Any, 
 
 @compiled
 def _cleared(table: Any, count: int) -> Any:
-    """An empty table of hashes, two thirds of which, at most, so many will fill; how far to shift a hash to get its place; the store."""
+    """An empty table of which so many hashes fill at most two thirds; how far to shift a hash to get its place; the store."""
     bits = 4
     while 1 << bits < count + count // 2:
         bits += 1
@@ -274,7 +274,7 @@ def _repeated_paragraphs(data: Any, lines: Any, classes: Any, table: Any, shift:
     for number in range(first, last + 1):
         row = lines[number]
         line_hash, line_length = row[3], np.int64(row[2])
-        if number == first or number == last:
+        if number in (first, last):
             start, end = np.int64(row[0]), np.int64(row[1])
             if number == first:
                 code, size = _decoded(data, start)
@@ -315,8 +315,9 @@ def _repeated_grams(words: Any, script: int, total: int, grams: Any, scratch: An
 
     Args:
         words: uint64 of shape [words, 2]: hash, characters.
-        grams: room for hashes of n-grams by first word; scratch: int64 of shape [more than words, 4]: the characters before each
-            word, the last length (counted from 1) for which its n-gram is there twice, first words to look at, places in `table`.
+        grams: room for hashes of n-grams by first word.
+        scratch: int64 of shape [more than words, 4]: the characters before each word; the last length, counted from 1, of which
+            its n-gram is there twice; the first words of the n-grams to look at; their places in the table.
     """
     count, reached = len(words), 1
     scratch[0, 0] = 0
@@ -485,10 +486,10 @@ def measure(
 @compiled
 def _closes(code: int) -> bool:
     """Whether a character may stand after the end of a sentence, in scripts without spaces."""
+    found = False
     for number in range(len(_ENDINGS)):
-        if code == _ENDINGS[number]:
-            return True
-    return False
+        found = found or code == _ENDINGS[number]
+    return found
 
 
 @compiled
@@ -573,10 +574,10 @@ def clean(
     """Each document without the lines that C4 removes, into `kept`, and what is counted meanwhile.
 
     Args:
-        limits: fewest words, fewest letters where the script has no spaces, longest word, whether a line has to end as a sentence,
-            whether those that mention JavaScript, or policies, go, whether citation marks go; int64 of shape [7], -1: no limit.
-        phrases: uint8 of shape [phrases, bytes], lower case, in their order, with lengths and meanings; firsts: the number of the
-            first one that begins with a byte or one after it, int64 of shape [257].
+        limits: fewest words, fewest letters where the script has no spaces, longest word; and whether a line has to end as a
+            sentence, those that mention JavaScript or policies go, citation marks go; float64 of shape [7], -1: off.
+        phrases: uint8 of shape [phrases, bytes], lower case, in their order, with lengths and meanings; firsts: the number of
+            the first one that begins with a byte or one after it, int64 of shape [257].
         kept: uint8, as long as `data`, and kept_offsets, as `offsets`, to be filled.
         out: float64 of shape [documents, columns].
     """

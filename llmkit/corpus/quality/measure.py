@@ -142,7 +142,7 @@ def _set_of(name: str) -> str:
 
 def _cleaned(documents: Packed, scripts: np.ndarray, lines: LineRules) -> tuple[Packed, np.ndarray]:
     kernel = _kernel()
-    limits = np.array([-1 if value is None else value for value in _limits(lines)], dtype=np.int64)
+    limits = np.array([-1 if value is None else value for value in _limits(lines)], dtype=np.float64)
     kept = np.empty(len(documents.data), dtype=np.uint8)
     offsets, out = np.zeros_like(documents.offsets), np.zeros((len(documents), len(kernel.CLEAN_COLUMNS)))
     kernel.clean(documents.data, documents.offsets, classes(), scripts, limits, *_phrases(), kept, offsets, out)

@@ -1,10 +1,11 @@
 """The rules of the quality filters: a signal, a bound and a threshold each, to be switched off and changed one by one.
 
-A document is judged by the rules of its own script. Where most of its letters are of scripts without spaces between words (Han,
-kana, Thai, Khmer, ...: the signal unspaced_share is above 0.5) the rules named `unspaced_...` take the place of those that count
-words. Their thresholds are those of the papers at 1.6 characters to a word (Emerson 2005, the second bakeoff for Chinese word
-segmentation: 1.65 in PKU's corpus); the mean length of words says nothing there and has no rule. Words by whitespace-1 and spacy
-are there to compare with dolma and FineWeb, which have one set of rules for all: every document is judged by that.
+A document is judged by the rules of its own script. Where most of its letters are of scripts without spaces between words
+(Han, kana, Thai, Khmer, ...: the signal unspaced_share is above 0.5) the rules named `unspaced_...` take the place of those
+that count words. Their thresholds are those of the papers at 1.6 characters to a word (Emerson 2005, the second bakeoff for
+Chinese word segmentation: 1.65 in PKU's corpus); the mean length of words says nothing there and has no rule. Words by
+whitespace-1 and spacy are there to compare with dolma and FineWeb, which have one set of rules for all: every document is
+judged by that.
 """
 
 from __future__ import annotations
@@ -157,6 +158,8 @@ def problems(filters: Sequence[str], thresholds: Thresholds | None = None) -> li
                 found.append(
                     f"the threshold {name}.{rule} is {value!r}; it has to be a number, or null to switch the rule off"
                 )
+            elif value is not None and rule in _line_names() and value < 0:
+                found.append(f"{name}.{rule} is {value!r}; it cannot be below 0")
             elif value is not None and rule in FIXED and value != FIXED[rule]:
                 found.append(f"{name}.{rule} is {value!r}; it can only be {FIXED[rule]}, or null to switch the rule off")
     return found

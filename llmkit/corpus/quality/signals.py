@@ -24,8 +24,8 @@ class Signal:
 
 
 _WORD_GRAMS = {2: 3, 3: 5, 4: 6, 5: 8, 6: 10, 7: 11, 8: 13, 9: 14, 10: 16}
-"""Lengths of n-grams in words, and in characters where the script has no spaces: 1.6 characters to a word, as in the corpora of
-the second bakeoff for Chinese word segmentation (Emerson 2005: 1.65 in PKU's, 1.71 in MSR's)."""
+"""Lengths of n-grams in words, and in characters where the script has no spaces: 1.6 characters to a word, as in the corpora
+of the second bakeoff for Chinese word segmentation (Emerson 2005: 1.65 in PKU's, 1.71 in MSR's)."""
 
 
 def _gram(n: int) -> str:

@@ -1,7 +1,7 @@
 """What a word is: three definitions with names and versions. Which one is taken decides what the filters keep.
 
-unicode-run-1: a run of letters and digits, with apostrophes and hyphens between them; or a run of other signs. Of scripts that put
-    no spaces between words (Han, kana, Thai, ...) each letter with its marks is one. It is the default, and fast.
+unicode-run-1: a run of letters and digits, with apostrophes and hyphens between them; or a run of other signs. Of scripts
+    that put no spaces between words (Han, kana, Thai, ...) each letter with its marks is one. It is the default, and fast.
 whitespace-1: what stands between white space, as dolma counts.
 spacy: the tokens of spaCy's blank English tokenizer, as FineWeb's pipeline counts; some 50 times slower.
 """
