@@ -1,0 +1,1 @@
+"""Quality filters: signals of each document, and rules over them."""
