@@ -92,6 +92,7 @@ def _help() -> str:
         "  trace       walk a file or a number back to the raw bytes",
         "  replay      make one step of a pretraining run again, and show what it was made of",
         "  tokens      verify token shards, byte by byte",
+        "  thresholds  what other thresholds of the quality rules would keep of a corpus",
         "  plan        memory, speed and cost of every launch layout, before a model is built",
         "  check       what would go wrong with a launch, before it is made",
         "  verify      prove that a launch layout computes what one process computes",
@@ -254,6 +255,12 @@ def _predict(words: list[str]) -> int:
     return predict(words)
 
 
+def _thresholds(words: list[str]) -> int:
+    from llmkit.corpus.thresholds import main as thresholds
+
+    return thresholds(words)
+
+
 def _compare(words: list[str]) -> int:
     from llmkit.evaluation.compare import main as compare
 
@@ -266,6 +273,7 @@ _COMMANDS = {
     "trace": _trace,
     "replay": _replay,
     "tokens": _tokens,
+    "thresholds": _thresholds,
     "plan": _plan,
     "check": _check,
     "verify": _verify,

@@ -18,8 +18,9 @@ import pyarrow.parquet
 
 from llmkit.corpus.documents import COLUMNS, REJECTS, SIGNALS, ShardWriter, shards
 from llmkit.corpus.duplicates import Decisions
-from llmkit.corpus.parts import TOO_SHORT, part_file
+from llmkit.corpus.parts import decisions_of, part_file
 from llmkit.corpus.statistics import Statistics
+from llmkit.pipeline.artefact import write_synced
 
 SPLITS = ("train", "validation")
 REPEATED = "repeated paragraphs"
@@ -90,13 +91,13 @@ def write_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
     output, statistics = Output(), Statistics()
     source = part_file(directory, number)
     if source.is_file():
-        decisions = Decisions.load(directory, number)
+        decisions = Decisions.load(decisions_of(directory), number)
         writers = {name: ShardWriter(place, name) for name in (*SPLITS, REJECTS, SIGNALS)}
         with pyarrow.parquet.ParquetFile(source) as table:
-            before = 0
+            before = known = 0
             for row_group in range(table.num_row_groups):
                 rows = _Rows(table.read_row_group(row_group), payload, before)
-                rows.judge(decisions)
+                known = rows.judge(decisions, known)
                 rows.assign()
                 rows.write(writers, output, statistics)
                 before += len(rows.texts)
@@ -118,18 +119,28 @@ class _Rows:
         self._splits = [""] * len(self.texts)
         self._marks = [0] * len(self.texts)
 
-    def judge(self, decisions: Decisions) -> None:
-        """Reject what repeats another document; `decisions` knows the documents that the first pass kept, in their order."""
+    def judge(self, decisions: Decisions, known: int) -> int:
+        """Reject what repeats another document.
+
+        Args:
+            decisions: about the documents that the first pass kept, in their order.
+            known: how many of them came before these rows.
+
+        Returns:
+            How many of them came before the next rows.
+        """
         for row, rule in enumerate(self._rules):
             if rule:
                 continue
             text, self._marks[row] = self.texts[row], _mark(self.texts[row], self._payload["seed"])
-            decision = decisions.next(text)
-            self.texts[row] = decision.text
-            if decision.rule:
-                self._reject(row, decision.rule, decision.twin)
-            elif len(decision.text) < self._payload["min_chars"]:
-                self._reject(row, REPEATED if decision.text != text else TOO_SHORT, str(len(decision.text)))
+            if repeats := decisions.rule(known):
+                self._reject(row, repeats, decisions.twin(known))
+            else:
+                self.texts[row] = decisions.text(known, text)
+                if len(self.texts[row]) < self._payload["min_chars"]:
+                    self._reject(row, REPEATED, str(len(self.texts[row])))
+            known += 1
+        return known
 
     def _reject(self, row: int, rule: str, value: str) -> None:
         self._rules[row], self._values[row] = rule, value
@@ -193,7 +204,7 @@ def collect(directory: Path, output: Path, parts: int) -> None:
         for number in range(parts):
             listing = directory / f"shards-{number:05d}.{name}"
             if not listing.is_file():  # how many there were, which a run that was killed while moving has to know
-                listing.write_text(str(len(shards(shard_directory(directory, number), name))), encoding="utf-8")
+                write_synced(listing, str(len(shards(shard_directory(directory, number), name))))
             for shard in range(int(listing.read_text(encoding="utf-8"))):
                 path = shard_directory(directory, number) / f"{name}-{shard:05d}.parquet"
                 if path.is_file():

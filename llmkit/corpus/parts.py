@@ -14,13 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 
 from llmkit.corpus.batch import Batch, Step
-from llmkit.corpus.documents import GROUP_BYTES, GROUP_DOCUMENTS, Document
+from llmkit.corpus.documents import GROUP_BYTES, GROUP_DOCUMENTS
 from llmkit.corpus.duplicates import DuplicateSettings, Marker
+from llmkit.corpus.execution.tasks import found
 from llmkit.corpus.plan import is_sampled, rows
 from llmkit.corpus.readers import BadRow, Row
 from llmkit.corpus.settings import PreprocessConfig
@@ -75,6 +75,11 @@ def marks_of(directory: Path, number: int) -> Path:
     return directory / f"marks-{number:05d}"
 
 
+def decisions_of(directory: Path) -> Path:
+    """Where it is written which documents repeat others."""
+    return directory / "decisions"
+
+
 def make_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Read one part, and write its rows and the marks by which duplicates are found.
 
@@ -91,7 +96,8 @@ def make_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
             for step in steps:
                 step(batch)
             kept = list(batch.kept())
-            marker.add([batch.texts[number] for number in kept], [batch.ids[number] for number in kept])
+            texts, ids = [batch.texts[number] for number in kept], [batch.ids[number] for number in kept]
+            marker.add(texts, ids, payload["split"] == "validation")
             tally.rejected.update(rule for rule in batch.rules if rule and rule != BAD_ROW)
             table = _as_table(batch)
             writer = writer or pyarrow.parquet.ParquetWriter(unfinished, table.schema, compression="zstd")
@@ -103,6 +109,12 @@ def make_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
         unfinished.replace(path)
     marker.save(marks_of(directory, payload["part"]))
     return asdict(tally)
+
+
+def call(payload: dict[str, Any], _: Path) -> dict[str, Any]:
+    """A step of the decision on duplicates, as a task."""
+    found(payload["function"])(payload["payload"])
+    return {}
 
 
 def duplicate_settings(config: PreprocessConfig) -> DuplicateSettings:
@@ -181,9 +193,13 @@ def _as_table(batch: Batch) -> pyarrow.Table:
         "source": strings(batch.sources),
         "metadata": strings([json.dumps(metadata, ensure_ascii=False) for metadata in batch.metadata]),
         "rule": strings(batch.rules),
-        "value": strings(["" if value is None else str(value) for value in batch.values]),
+        "value": strings([_shown(value) for value in batch.values]),
     }
     return pyarrow.table({**columns, **{name: pyarrow.array(values) for name, values in batch.signals.items()}})
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -219,7 +235,7 @@ def _steps(settings: str) -> list[Step]:
 
         steps.append(Pii(config.pii, config.pii_types))
     if config.filters:
-        from llmkit.corpus.quality import Quality
+        from llmkit.corpus.quality.step import Quality
 
         quality = Quality(config.filters, config.thresholds, config.words)
         steps += [quality, quality.judge, short]

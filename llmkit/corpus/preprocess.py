@@ -9,7 +9,7 @@ left (`outputs`). Each part is a task that can be done again, on any machine, in
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ STATISTICS = "statistics.json"
 SCRATCH = ".work"
 SOURCES_LISTED = 100
 """Sources with figures of their own in the metrics; the smaller ones are added up."""
+_ALONE = 1 << 30
+"""Bytes of input below which one process decides on duplicates faster than several could be started."""
 _DUPLICATES = ("exact duplicate", "near duplicate", "in validation")
 
 
@@ -80,15 +82,17 @@ class _Run:
     def find_duplicates(self) -> dict[str, Any]:
         """Decide which documents repeat others."""
         from llmkit.corpus.duplicates import decide
-        from llmkit.corpus.parts import duplicate_settings, marks_of
+        from llmkit.corpus.parts import decisions_of, duplicate_settings, marks_of
 
         marks = [marks_of(self._scratch, number) for number in range(len(self._plan.parts))]
         rounds = iter(range(1 << 30))
 
-        def run(function: str, payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return self._tasks(function, f"duplicates-{next(rounds)}", payloads)
+        def run(function: str, payloads: Iterable[dict[str, Any]]) -> None:
+            calls = [{"function": function, "payload": payload} for payload in payloads]
+            is_small = sum(part.size for part in self._plan.parts) < _ALONE
+            self._tasks("llmkit.corpus.parts:call", f"duplicates-{next(rounds)}", calls, here=is_small)
 
-        return decide(marks, duplicate_settings(self._config), self._scratch, run).to_json()
+        return asdict(decide(marks, duplicate_settings(self._config), decisions_of(self._scratch), run))
 
     def second_pass(self, tally: Tally) -> Output:
         """Write the shards of all parts.
@@ -157,7 +161,7 @@ class _Run:
             total.merge(Statistics.from_json(values))
         return total.to_json()
 
-    def _tasks(self, function: str, name: str, payloads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _tasks(self, function: str, name: str, payloads: list[dict[str, Any]], here: bool = False) -> list[dict[str, Any]]:
         from llmkit.corpus.execution import Task, run_tasks
 
         tasks = []
@@ -168,8 +172,8 @@ class _Run:
             function,
             tasks,
             self._scratch,
-            executor=self._config.executor,
-            workers=self._config.workers,
+            executor="local" if here else self._config.executor,
+            workers=1 if here else self._config.workers,
             describe=f"preprocess: {name.partition('-')[0]}",
             say=self._workspace.say,
         )

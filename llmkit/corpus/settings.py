@@ -13,6 +13,7 @@ from llmkit.config import StageConfig, option
 from llmkit.corpus.embedded import STDLIB, embedded_version, unknown_packages
 from llmkit.corpus.readers import ENDINGS
 
+_WORDS = ("unicode-run-1", "whitespace-1", "spacy")
 _SOURCE_KEYS = ("files", "weight", "license")
 
 
@@ -125,6 +126,12 @@ class PreprocessConfig(StageConfig):
             yield "dataset_config_name is given without dataset_name"
         yield from unknown_packages(self.packages())
         yield from self._source_problems()
+        if self.filters or self.thresholds:
+            from llmkit.corpus.quality.rules import problems
+
+            yield from problems(self.filters, self.thresholds)
+        if self.words not in _WORDS:
+            yield f"words: {self.words!r} is none of {', '.join(_WORDS)}"
 
     def _source_problems(self) -> Iterator[str]:
         for name, source in self.sources.items():
