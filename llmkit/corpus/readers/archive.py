@@ -1,0 +1,149 @@
+"""Records of web archives to rows: pages become documents, all else is set aside with its reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from llmkit.corpus.documents import Document
+from llmkit.corpus.encoding import declared_in_html, decode
+from llmkit.corpus.extract import extract, robots_tokens
+from llmkit.corpus.readers.http import LONGEST_BODY, BadMessage, Response, TooLong, decoded_body, parse_response
+from llmkit.corpus.readers.rows import BadRow, Progress, ReadOptions, Row, bad
+from llmkit.corpus.readers.unit import Unit
+from llmkit.corpus.readers.warc import Record, read_records
+
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+_UNKNOWN_TYPES = ("", "application/octet-stream", "application/x-unknown-content-type", "unknown/unknown", "*/*")
+_HTML = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|h1|div|p|table|script)[\s>]", re.I | re.S)
+
+
+class _Aside(Exception):
+    """A record that is to be set aside; says why."""
+
+
+def read_archive(unit: Unit, options: ReadOptions, progress: Progress) -> Iterator[Row]:
+    """One row for each record of a WARC, WET or WAT file.
+
+    Text comes from `conversion` records (WET), and from `response` records with status 200 that hold HTML or plain text.
+    Other records are rows that are `expected` to be no document.
+    """
+    for record in read_records(unit, progress):
+        if record.problem:
+            row = bad(unit, record.place, _shown(record), record.problem)
+            row.expected = record.too_long
+            yield row
+            continue
+        try:
+            yield _document(unit, record, options)
+        except _Aside as aside:
+            yield BadRow(
+                "", f"{unit.name}:{record.place}", unit.name, str(aside), f"{unit.shown}:{record.place}", expected=True
+            )
+        except BadMessage as failure:
+            yield bad(unit, record.place, _shown(record), f"http: {failure}")
+
+
+def _shown(record: Record) -> str:
+    lines = "".join(f"{name}: {value}\n" for name, value in record.headers.items())
+    return lines + record.content[:2000].decode("utf-8", "backslashreplace")
+
+
+def _document(unit: Unit, record: Record, options: ReadOptions) -> Document:
+    kind = record.headers.get("warc-type", "").lower()
+    if kind == "conversion":
+        text, metadata = _converted(record)
+    elif kind == "response":
+        text, metadata = _responded(record, options)
+    else:
+        raise _Aside(f"warc: {kind or 'untyped'} record")
+    return Document(text, f"{unit.name}:{record.place}", unit.name, json.dumps(metadata, ensure_ascii=False))
+
+
+def _about(record: Record) -> dict[str, Any]:
+    url = record.headers.get("warc-target-uri", "").removeprefix("<").removesuffix(">")
+    about = {"url": url, "date": record.headers.get("warc-date", ""), "host": _host(url)}
+    if "warc-truncated" in record.headers:
+        about["truncated"] = record.headers["warc-truncated"]
+    return about
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _converted(record: Record) -> tuple[str, dict[str, Any]]:
+    media_type, _, rest = record.headers.get("content-type", "text/plain").partition(";")
+    text, charset = decode(record.content, rest.rpartition("charset=")[2].strip() or "utf-8")
+    about = {**_about(record), "content_type": media_type.strip(), "charset": charset}
+    if language := record.headers.get("warc-identified-content-language"):
+        about["language"] = language
+    return text, about
+
+
+def _responded(record: Record, options: ReadOptions) -> tuple[str, dict[str, Any]]:
+    media_type = record.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/http":
+        raise _Aside(f"warc: response of type {media_type or 'unknown'}")
+    response = parse_response(record.content)
+    if response.status != 200:
+        raise _Aside(f"http: status {response.status}")
+    identified = record.headers.get("warc-identified-payload-type", "").partition(";")[0].strip().lower()
+    if not _may_be_text(identified or response.media_type):
+        raise _Aside(f"http: media type {_bounded(identified or response.media_type)}")
+    try:
+        body = decoded_body(response)
+    except TooLong:
+        raise _Aside(f"http: body of more than {LONGEST_BODY:,} bytes") from None
+    media_type = _media_type(identified or response.media_type, body)
+    about = {**_about(record), "content_type": media_type, "status": response.status}
+    opt_out = _header_signals(response)
+    if media_type == "text/plain":
+        text, about["charset"] = decode(body, response.charset)
+    else:
+        html, about["charset"] = decode(body, response.charset or declared_in_html(body))
+        page = extract(html, options.extractor, about["url"])
+        text, opt_out = page.text, sorted({*opt_out, *page.opt_out})
+        about.update({name: value for name, value in (("title", page.title), ("language", page.language)) if value})
+    if opt_out:
+        about["opt_out"] = opt_out
+    return text, about
+
+
+def _bounded(media_type: str) -> str:
+    """A media type as a reason, of which there must not be endlessly many."""
+    return media_type if re.fullmatch(r"[\w.+-]{1,40}/[\w.+-]{1,80}", media_type) else "that is malformed"
+
+
+def _may_be_text(media_type: str) -> bool:
+    return media_type in HTML_TYPES or media_type == "text/plain" or media_type in _UNKNOWN_TYPES
+
+
+def _media_type(declared: str, body: bytes) -> str:
+    """What the body is: as declared, or where that says nothing, as its first bytes show.
+
+    Raises:
+        _Aside: it is neither a page nor text.
+    """
+    head = body[:1024]
+    binary = b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if binary or head.startswith((b"%PDF-", b"GIF8", b"\x89PNG", b"\xff\xd8\xff", b"PK\x03\x04", b"\x1f\x8b")):
+        raise _Aside("http: binary body")
+    if declared not in _UNKNOWN_TYPES:
+        return declared
+    if _HTML.match(body.removeprefix(b"\xef\xbb\xbf")[:4096]):
+        return "text/html"
+    raise _Aside("http: no media type, and no page")
+
+
+def _header_signals(response: Response) -> list[str]:
+    found = robots_tokens(response.headers.get("x-robots-tag", ""))
+    if response.headers.get("tdm-reservation", "").strip().startswith("1"):
+        found.append("tdm-reservation")
+    return sorted(set(found))
