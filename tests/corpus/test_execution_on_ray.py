@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +51,7 @@ def test_without_a_cluster_it_is_said_what_to_do(tmp_path: Path) -> None:
         f" from llmkit.corpus.execution.tasks import Task; {call}"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["RAY_TMPDIR"] = str(tmp_path)  # where Ray notes the last cluster of this machine, even a dead one
     done = subprocess.run([sys.executable, "-c", body], env=environment, capture_output=True, text=True, timeout=120)
     assert "DataError: --executor ray found no Ray cluster at 'auto'" in done.stderr
     assert "ray start --head" in done.stderr
@@ -88,9 +91,11 @@ def test_twenty_kills_on_a_running_cluster_leave_the_output_of_an_undisturbed_ru
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
+    ray_directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: there are sockets in it
     words = ["start", "--head", "--block", f"--port={address.split(':')[1]}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
+    words += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={ray_directory}"]
     with subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", *words, "--include-dashboard=false", "--disable-usage-stats"],
+        [sys.executable, "-m", "ray.scripts.scripts", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as head:
@@ -102,6 +107,7 @@ def test_twenty_kills_on_a_running_cluster_leave_the_output_of_an_undisturbed_ru
             for pid in [*descendants(head.pid), head.pid]:  # Ray itself would take half a minute, and leave some
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(ray_directory, ignore_errors=True)
     assert run_tasks("execution_work:write", tasks(40, seconds=0.05), tmp_path / "killed") == expected
     (tmp_path / "killed" / "script.py").unlink()
     assert files(tmp_path / "killed") == files(tmp_path / "undisturbed")

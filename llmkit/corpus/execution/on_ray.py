@@ -23,6 +23,9 @@ def run_on_ray(job: Job, tasks: Sequence[Task], workers: int | None, progress: P
     Raises:
         as `run_tasks`.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if _address() != "local":  # Ray asks a cluster that is gone 20 times, 36 s each; its constants are read at import
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
     try:
         import ray
     except ImportError:
@@ -64,8 +67,7 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = os.environ.get("RAY_ADDRESS") or "auto"
+    address = _address()
     own = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     environment = {"env_vars": ONE_THREAD}
     try:
@@ -80,6 +82,10 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS") or "auto"
 
 
 def _await_file(job: Job, task: Task) -> None:
