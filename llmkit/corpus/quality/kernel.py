@@ -316,8 +316,8 @@ def _repeated_grams(words: Any, script: int, total: int, grams: Any, scratch: An
     Args:
         words: uint64 of shape [words, 2]: hash, characters.
         grams: room for hashes of n-grams by first word.
-        scratch: int64 of shape [more than words, 4]: the characters before each word; the last length, counted from 1, of which
-            its n-gram is there twice; the first words of the n-grams to look at; their places in the table.
+        scratch: int64 of shape [more than words, 4]: the characters before each word; the last length, counted from 1, of
+            which its n-gram is there twice; the first words of the n-grams to look at; their places in the table.
     """
     count, reached = len(words), 1
     scratch[0, 0] = 0
