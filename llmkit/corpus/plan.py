@@ -119,7 +119,14 @@ def payload(number: int, part: Part, config: PreprocessConfig) -> dict[str, Any]
 
 
 def read_options(config: PreprocessConfig) -> ReadOptions:
-    return ReadOptions(config.text_column, config.sample_by, config.encoding, config.max_document_chars)
+    return ReadOptions(
+        text_column=config.text_column,
+        sample_by=config.sample_by,
+        encoding=config.encoding,
+        max_document_chars=config.max_document_chars,
+        markup=config.markup,
+        extractor=config.extractor,
+    )
 
 
 def _pieces(config: PreprocessConfig, found: Found, **source: Any) -> Iterator[Piece]:

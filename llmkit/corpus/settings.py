@@ -143,8 +143,8 @@ class PreprocessConfig(StageConfig):
             weight = source.get("weight", 1)
             if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 < weight <= 1:
                 yield (
-                    f"sources: {name}: weight is {weight!r}; it is the share of documents to keep, above 0 and at most 1 (to see "
-                    f"a source more than once, give it a weight in the mixture of `llmkit pretrain`)"
+                    f"sources: {name}: weight is {weight!r}; it is the share of documents to keep, above 0 and at most 1 (a "
+                    f"source is seen more than once by its weight in the mixture of `llmkit pretrain`)"
                 )
 
     def packages(self) -> list[str]:

@@ -100,7 +100,8 @@ def describe(trial: Trial) -> str:
     kept, earlier_kept = trial.measured - trial.after.total, trial.measured - trial.before.total
     lines.append(
         f"{trial.measured:,} documents were measured (words: {trial.words}); these rules keep {kept:,}, those of "
-        f"{trial.directory} kept {earlier_kept:,}. `removes` counts a document for the first rule that it fails, `alone` for each."
+        f"{trial.directory} kept {earlier_kept:,}. `removes` counts a document for the first rule that it fails, `alone` for "
+        f"each."
     )
     return "\n".join(lines)
 

@@ -36,7 +36,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def corpus(path: Path, documents: int = 1200) -> str:
     """Documents of which some repeat others, exactly, nearly or in a paragraph, over many parts."""
-    words = ["river", "stone", "morning", "light", "market", "train", "window", "paper", "letter", "garden", "winter", "bread", "song", "春天", "河流", "早晨", "市场"]
+    words = ["river", "stone", "morning", "light", "market", "train", "window", "paper", "letter", "garden", "春天", "河流"]
     dice = random.Random(7)
     rows: list[dict[str, Any]] = []
     for number in range(documents):
