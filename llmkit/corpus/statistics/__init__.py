@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -35,6 +34,7 @@ NAMES = 10_000
 _PII = "pii_"
 _YEAR = re.compile(r"[12]\d{3}")
 _DATE = re.compile(r"[12]\d{3}(-[01]\d(-[0-3]\d)?)?")
+_HOST = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/?#]*\]|[^:/?#\[]*)", re.IGNORECASE)  # RFC 3986, appendix B
 _LICENSE_KEYS = ("license", "licence")
 _LONGEST_NAME = 200
 
@@ -97,7 +97,7 @@ class Statistics:
         hashes = _hashes(ids)
         amounts = np.zeros((len(texts), len(COLUMNS)), dtype=np.int64)
         amounts[:, 0] = 1
-        amounts[:, 1] = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
+        amounts[:, 1] = [_bytes(text) for text in texts]
         amounts[:, 2] = [len(text) for text in texts]
         words = amounts[:, 3]
         for numbers, pieces in batches(texts):
@@ -127,7 +127,7 @@ class Statistics:
         hashes = _hashes(ids)
         amounts = np.zeros((len(texts), len(COLUMNS)), dtype=np.int64)
         amounts[:, 4] = 1
-        amounts[:, 5] = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
+        amounts[:, 5] = [_bytes(text) for text in texts]
         self._count(amounts, hashes, texts, sources, [_facts(one) for one in metadata], [""] * len(texts))
         self.rules.add(rules, levels_of(hashes), amounts[:, 4:])
         for number, (rule, mark) in enumerate(zip(rules, hashes.tolist(), strict=True)):
@@ -240,8 +240,10 @@ def _name(values: Mapping[str, Any], keys: Sequence[str]) -> str:
 def _domain(values: Mapping[str, Any]) -> str:
     host = str(values.get("host") or "")
     if not host and values.get("url"):
-        try:
-            host = urlsplit(str(values["url"])).hostname or ""
-        except ValueError:  # brackets that are no address
-            host = ""
+        found = _HOST.match(str(values["url"]))
+        host = found[1] if found else ""
     return host.lower().removeprefix("www.")[:_LONGEST_NAME]
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

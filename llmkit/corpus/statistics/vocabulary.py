@@ -27,7 +27,7 @@ LEAST_COMPARED = 100
 """Two sources of which fewer shingles can be compared are not."""
 
 _CHARACTERS = 1 << 17  # read at once: more leaves the processor's cache
-_LONGEST = 1 << 20  # a longer text is read in pieces
+_LONGEST = 1 << 20  # a longer text is read in pieces, and each of them is enough to be read by itself
 _WORD_END = 1000
 _PENDING = 1 << 18
 
@@ -64,26 +64,26 @@ class Vocabulary:
         """
         if not len(words):
             return
-        firsts = np.searchsorted(words.of, np.arange(len(before)))
-        passages = (np.arange(len(words)) - firsts[words.of] + before[words.of]) // PASSAGE
-        levels = levels_of(text_hashes[words.of] + passages.astype(np.uint64))
-        self._grow(words.hashes, levels)
-        sampled = levels >= self._level
-        keys = (words.hashes[sampled] >> np.uint64(32) << np.uint64(8)) | levels[sampled].astype(np.uint64)
-        self._pending.append(keys)
+        counts = np.bincount(words.of, minlength=len(before))
+        passages = list(_passages(counts.tolist(), before.tolist()))
+        texts, numbers, lengths = (np.array(column) for column in zip(*passages, strict=True))
+        levels = levels_of(text_hashes[texts] + numbers.astype(np.uint64))
+        self._grow(words.hashes, levels, lengths)
+        sampled = np.repeat(levels >= self._level, lengths)
+        marks = np.repeat(levels.astype(np.uint64), lengths)
+        self._pending.append((words.hashes[sampled] >> np.uint64(32) << np.uint64(8)) | marks[sampled])
         if sum(map(len, self._pending)) > _PENDING:
             self._settle()
 
-    def _grow(self, hashes: np.ndarray, levels: np.ndarray) -> None:
-        limits = np.full(64, 2**64 - 1, dtype=np.uint64)
-        for level, sketch in self._distinct.items():
-            limits[level] = sketch.limit
-        few = hashes <= limits[levels]
-        hashes, few_levels = hashes[few], levels[few]
-        for level, count in enumerate(np.bincount(levels).tolist()):
-            if count:
-                self._words[level] = self._words.get(level, 0) + count
-                self._distinct.setdefault(level, Distinct(GROWTH_SKETCH)).add(hashes[few_levels == level])
+    def _grow(self, hashes: np.ndarray, levels: np.ndarray, lengths: np.ndarray) -> None:
+        for level in np.unique(levels).tolist():
+            self._words[level] = self._words.get(level, 0) + int(lengths[levels == level].sum())
+            self._distinct.setdefault(level, Distinct(GROWTH_SKETCH))
+        limits = np.array([self._distinct[level].limit for level in levels.tolist()], dtype=np.uint64)
+        few = np.flatnonzero(hashes <= np.repeat(limits, lengths))
+        few_levels = np.repeat(levels, lengths)[few]
+        for level in np.unique(few_levels).tolist():
+            self._distinct[level].add(hashes[few[few_levels == level]])
 
     def _settle(self) -> None:
         """Count what is pending; a key is half of a word's hash, and the level of its passage."""
@@ -183,10 +183,12 @@ class Overlap:
         names = {name: place for place, name in enumerate(self._admit(sources))}
         if not names or not len(words):
             return
-        limits = np.array([self._sketches[name].limit for name in names], dtype=np.uint64)
-        owner = np.array([names.get(name, -1) for name in sources])
         firsts, hashes = words.grams(SHINGLE)
-        owners = owner[words.of[firsts]]
+        if len(set(sources)) == 1:
+            self._sketches[sources[0]].add(hashes)
+            return
+        limits = np.array([self._sketches[name].limit for name in names], dtype=np.uint64)
+        owners = np.array([names.get(name, -1) for name in sources])[words.of[firsts]]
         few = (owners >= 0) & (hashes <= limits[owners])
         hashes, owners = hashes[few], owners[few]
         for name, place in names.items():
@@ -210,12 +212,11 @@ class Overlap:
 
         None where they are fewer than `LEAST_COMPARED`: then the other source is very much larger, or one is very small.
         """
-        ours, theirs = self._sketches[source], self._sketches[other]
-        limit = min(ours.limit, theirs.limit)
-        compared = ours.values()[ours.values() <= limit]
+        ours, theirs = self._sketches[source].values(), self._sketches[other].values()
+        compared = ours[ours <= self._sketches[other].limit]
         if len(compared) < LEAST_COMPARED:
             return None
-        return float(np.isin(compared, theirs.values(), assume_unique=True).mean()), len(compared)
+        return float(np.isin(compared, theirs, assume_unique=True).mean()), len(compared)
 
     def merge(self, other: Overlap) -> None:
         for name in self._admit(list(other._sketches)):
@@ -233,6 +234,17 @@ class Overlap:
 
 def _name_hash(name: str) -> bytes:
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _passages(counts: list[int], before: list[int]) -> Iterator[tuple[int, int, int]]:
+    """The passages that texts, or pieces of them, are cut into: the number of the text, that of the passage in it, its words."""
+    for text, (count, place) in enumerate(zip(counts, before, strict=True)):
+        end = place + count
+        while place < end:
+            number = place // PASSAGE
+            after = min(end, (number + 1) * PASSAGE)
+            yield text, number, after - place
+            place = after
 
 
 def batches(texts: Sequence[str]) -> Iterator[tuple[list[int], list[str]]]:
