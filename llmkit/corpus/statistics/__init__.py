@@ -1,7 +1,7 @@
 """What a corpus is made of, counted part by part in bounded memory.
 
-The parts may be any partition of the documents, and be merged in any order: the figures are the same. What would take unbounded
-memory is sampled by the hashes of ids, and says so (`sketches`, `vocabulary`).
+The parts may be any partition of the documents, and be merged in any order: the figures are the same. What would take
+unbounded memory is sampled by the hashes of ids, and says so (`sketches`, `vocabulary`).
 """
 
 from __future__ import annotations
@@ -81,8 +81,10 @@ class Statistics:
         kept = [number for number, rule in enumerate(rules) if not rule]
         removed = [number for number, rule in enumerate(rules) if rule]
         counted = {name: np.asarray(found)[kept] for name, found in (signals or {}).items() if name.startswith(_PII)}
-        self.add(*(_chosen(column, kept) for column in (texts, ids, sources, metadata, splits)), counted)
-        self.add_rejected(*(_chosen(column, removed) for column in (texts, ids, sources, metadata, rules, values)))
+        texts_, ids_, sources_, metadata_, splits_ = _chosen(kept, texts, ids, sources, metadata, splits)
+        self.add(texts_, ids_, sources_, metadata_, splits_, counted)
+        texts_, ids_, sources_, metadata_, rules_, values_ = _chosen(removed, texts, ids, sources, metadata, rules, values)
+        self.add_rejected(texts_, ids_, sources_, metadata_, rules_, values_)
 
     def add(
         self,
@@ -206,8 +208,8 @@ class Statistics:
 _GIVEN = ("split", "source", "length")
 
 
-def _chosen(column: Sequence[str], numbers: list[int]) -> list[str]:
-    return [column[number] for number in numbers]
+def _chosen(numbers: list[int], *columns: Sequence[str]) -> list[list[str]]:
+    return [[column[number] for number in numbers] for column in columns]
 
 
 def _hashes(ids: Sequence[str]) -> np.ndarray:

@@ -121,11 +121,12 @@ class Vocabulary:
         return points
 
     def heaps(self) -> tuple[float, float] | None:
-        """K and beta of Heaps' law, different words = K * words^beta, by least squares on the growth; None for too few points."""
+        """K and beta of Heaps' law, different words = K * words^beta, by least squares; None for too few points."""
         points = [(words, kinds) for words, kinds in self.growth() if words >= PASSAGE]
         if len(points) < 4:
             return None
-        beta, offset = np.polyfit(*np.log(np.array(points, dtype=float)).T, 1)
+        x, y = np.log(np.array(points, dtype=np.float64)).T
+        beta, offset = np.polyfit(x, y, 1)
         return math.exp(offset), float(beta)
 
     def usage(self) -> Usage | None:
@@ -237,7 +238,7 @@ def _name_hash(name: str) -> bytes:
 
 
 def _passages(counts: list[int], before: list[int]) -> Iterator[tuple[int, int, int]]:
-    """The passages that texts, or pieces of them, are cut into: the number of the text, that of the passage in it, its words."""
+    """The passages that texts, or pieces of them, are cut into: the text's number, the passage's number in it, its words."""
     for text, (count, place) in enumerate(zip(counts, before, strict=True)):
         end = place + count
         while place < end:
