@@ -20,7 +20,7 @@ from llmkit.corpus.documents import COLUMNS, REJECTS, SIGNALS, ShardWriter, shar
 from llmkit.corpus.duplicates import Decisions
 from llmkit.corpus.parts import decisions_of, part_file
 from llmkit.corpus.statistics import Statistics
-from llmkit.pipeline.artefact import write_synced
+from llmkit.pipeline.artefact import sync, write_synced
 
 SPLITS = ("train", "validation")
 REPEATED = "repeated paragraphs"
@@ -103,7 +103,9 @@ def write_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
                 before += len(rows.texts)
         for writer in writers.values():
             writer.close()
-    statistics_file(directory, number).write_text(json.dumps(statistics.to_json(), ensure_ascii=False), encoding="utf-8")
+    for path in place.iterdir():
+        sync(path)
+    write_synced(statistics_file(directory, number), json.dumps(statistics.to_json(), ensure_ascii=False))
     return asdict(output)
 
 

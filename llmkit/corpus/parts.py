@@ -25,6 +25,7 @@ from llmkit.corpus.plan import is_sampled, rows
 from llmkit.corpus.readers import BadRow, Row
 from llmkit.corpus.settings import PreprocessConfig
 from llmkit.errors import DataError
+from llmkit.pipeline.artefact import sync
 
 BAD_ROW, TOO_SHORT, NOT_SAMPLED = "bad row", "too short", "not sampled"
 ROWS_BEFORE_JUDGING = 1000
@@ -106,6 +107,7 @@ def make_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
         if writer is not None:
             writer.close()
     if writer is not None:
+        sync(unfinished)
         unfinished.replace(path)
     marker.save(marks_of(directory, payload["part"]))
     return asdict(tally)

@@ -22,6 +22,7 @@ from llmkit.corpus.readers import (
 )
 from llmkit.corpus.settings import PreprocessConfig
 
+_INPUTS_NAMED = 3  # where a task is spoken of
 _SMALLEST = 4096  # bytes that a file counts for at least: opening one costs something, too
 
 
@@ -115,7 +116,9 @@ def is_sampled(id: str, weight: float) -> bool:
 def payload(number: int, part: Part, config: PreprocessConfig) -> dict[str, Any]:
     """What the task of a part is told."""
     settings = {name: value for name, value in asdict(config).items() if name not in ("executor", "workers")}
-    return {"part": number, "split": part.split, "pieces": [asdict(piece) for piece in part.pieces], "settings": settings}
+    pieces = [asdict(piece) for piece in part.pieces]
+    inputs = [piece.unit.get("name", piece.kind) for piece in part.pieces[:_INPUTS_NAMED]]
+    return {"part": number, "split": part.split, "pieces": pieces, "inputs": inputs, "settings": settings}
 
 
 def read_options(config: PreprocessConfig) -> ReadOptions:

@@ -162,7 +162,8 @@ class _Run:
         return total.to_json()
 
     def _tasks(self, function: str, name: str, payloads: list[dict[str, Any]], here: bool = False) -> list[dict[str, Any]]:
-        from llmkit.corpus.execution import Task, run_tasks
+        from llmkit.corpus.execution.run import run_tasks
+        from llmkit.corpus.execution.tasks import Task
 
         tasks = []
         for number, payload in enumerate(payloads):
