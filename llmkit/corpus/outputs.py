@@ -17,7 +17,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from llmkit.corpus.documents import COLUMNS, REJECTS, SIGNALS, ShardWriter, shards
-from llmkit.corpus.duplicates import Decisions
+from llmkit.corpus.duplicates.decide import Decisions
 from llmkit.corpus.parts import decisions_of, part_file
 from llmkit.corpus.statistics import Statistics
 from llmkit.pipeline.artefact import sync, write_synced
@@ -51,6 +51,10 @@ class Output:
     """Documents by the rule of this pass that rejected them."""
     nearest: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of each split, the hash and the row of the document that would be the first to go to the other one."""
+
+    def to_json(self) -> dict[str, Any]:
+        splits, sources = [{name: asdict(amount) for name, amount in one.items()} for one in (self.splits, self.sources)]
+        return {"splits": splits, "sources": sources, "rejected": dict(self.rejected), "nearest": self.nearest}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Output:
@@ -106,7 +110,7 @@ def write_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
     for path in place.iterdir():
         sync(path)
     write_synced(statistics_file(directory, number), json.dumps(statistics.to_json(), ensure_ascii=False))
-    return asdict(output)
+    return output.to_json()
 
 
 class _Rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import pyarrow.parquet
 
 from llmkit.corpus.batch import Batch, Step
 from llmkit.corpus.documents import GROUP_BYTES, GROUP_DOCUMENTS
-from llmkit.corpus.duplicates import DuplicateSettings, Marker
+from llmkit.corpus.duplicates.marks import Marker
+from llmkit.corpus.duplicates.settings import DuplicateSettings
 from llmkit.corpus.execution.tasks import found
 from llmkit.corpus.plan import is_sampled, rows
 from llmkit.corpus.readers import BadRow, Row
@@ -42,6 +43,9 @@ class Tally:
     """`place` and `reason` of the first bad rows."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Rows by the rule that rejected them, bad ones included."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "rejected": dict(self.rejected)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Tally:
@@ -110,7 +114,7 @@ def make_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
         sync(unfinished)
         unfinished.replace(path)
     marker.save(marks_of(directory, payload["part"]))
-    return asdict(tally)
+    return tally.to_json()
 
 
 def call(payload: dict[str, Any], _: Path) -> dict[str, Any]:

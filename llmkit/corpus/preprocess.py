@@ -81,7 +81,7 @@ class _Run:
 
     def find_duplicates(self) -> dict[str, Any]:
         """Decide which documents repeat others."""
-        from llmkit.corpus.duplicates import decide
+        from llmkit.corpus.duplicates.decide import decide
         from llmkit.corpus.parts import decisions_of, duplicate_settings, marks_of
 
         marks = [marks_of(self._scratch, number) for number in range(len(self._plan.parts))]
@@ -174,7 +174,7 @@ class _Run:
             tasks,
             self._scratch,
             executor="local" if here else self._config.executor,
-            workers=1 if here else self._config.workers,
+            workers=1 if here or (self._config.executor == "local" and len(tasks) == 1) else self._config.workers,
             describe=f"preprocess: {name.partition('-')[0]}",
             say=self._workspace.say,
         )
