@@ -52,7 +52,7 @@ def corpus(path: Path, documents: int = 1200) -> str:
 
 
 SETTINGS: dict[str, Any] = {
-    "task_bytes": 32_768,
+    "task_bytes": 65_536,
     "near_duplicates": True,
     "deduplicate_paragraphs": True,
     "filters": ["gopher_repetition"],
@@ -69,7 +69,7 @@ def command(train_file: str, output: Path, **more: Any) -> list[str]:
 
 def contents(directory: Path) -> dict[str, bytes]:
     """What must not depend on how the work was done: all but the manifest, which tells of it, and the settings."""
-    apart = ("manifest.json", "settings.yaml", "report.html", "datasheet.md")
+    apart = ("manifest.json", "llmkit.yaml", "report.html", "datasheet.md")
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.name not in apart}
 
 
@@ -80,7 +80,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str
     path = corpus(place / "corpus.jsonl")
     started = time.monotonic()
     subprocess.run(command(path, place / "out", workers=1), check=True, cwd=place, capture_output=True)
-    seconds = time.monotonic() - started
+    seconds = min(time.monotonic() - started, 12)  # the first run may have compiled the kernels
     found = contents(place / "out")
     assert {"train-00001.parquet", "validation-00001.parquet", "rejects-00000.parquet", "signals-00000.parquet"} <= set(found)
     metrics = json.loads((place / "out" / "manifest.json").read_text(encoding="utf-8"))["metrics"]
