@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -369,7 +370,7 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_replacing_twice_is_replacing_once(text: str) -> None:
     found = find(text)
-    assert all(a.end <= b.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(found))
     assert all(0 <= item.start < item.end <= len(text) for item in found)
     replaced, counted = replace(text)
     assert replace(replaced) == (replaced, []) and len(counted) >= len(found)
