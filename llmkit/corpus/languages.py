@@ -35,7 +35,7 @@ class Languages:
     Args:
         keep: codes of the languages to keep, or their first part (`zh`); None: all.
         least: documents whose language has a lower probability are rejected, from 0 to 1.
-        paragraphs: paragraphs (lines) of other languages are removed, where they are long enough to tell and the model is sure.
+        paragraphs: paragraphs (lines) of other languages are removed where they are long enough to tell, and the model is sure
 
     Metadata: `language` and `language_score`, its probability to four digits.
 
