@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -109,7 +110,7 @@ def test_decisions_are_those_of_comparing_all_with_all_however_the_corpus_is_cut
 ) -> None:
     chosen = DuplicateSettings(documents=exact, paragraphs=False, near=near, bands=4, rows=2, ngram=2)
     edges = [0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)]
-    parts = [documents[start:end] for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [documents[start:end] for start, end in pairwise(edges)]
     with TemporaryDirectory() as place:
         summary, verdicts, _ = decided(Path(place), parts, chosen, bucket=bucket)
     assert verdicts == expected(documents, chosen)

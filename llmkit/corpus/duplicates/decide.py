@@ -174,7 +174,7 @@ class Decisions:
         return bytes(ids[start : int(ends[place])]).decode("utf-8", "surrogatepass")
 
     def text(self, number: int, text: str) -> str:
-        """The text of a document without the paragraphs that stand in the corpus before; the text that was marked is needed."""
+        """The text of a document, as it was marked, without the paragraphs that stand in the corpus before."""
         if not self._layout.settings.paragraphs:
             return text
         start = int(self._paragraph_ends[number - 1]) if number else 0

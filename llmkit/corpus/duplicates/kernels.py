@@ -90,7 +90,7 @@ def signatures(text: Any, ends: Any, table: Any, factors: Any, terms: Any, power
                 turns = 1
             if kind == 2:
                 turns += 1
-            for turn in range(turns):
+            for _ in range(turns):
                 if not inside:
                     word = np.uint64(entry >> 3)
                 value = _mixed(word)
