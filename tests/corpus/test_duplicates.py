@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.corpus.duplicates import decide as deciding
+from llmkit.corpus.duplicates.curve import sample_quality
 from llmkit.corpus.duplicates.decide import Decisions, Summary, decide, serially
 from llmkit.corpus.duplicates.marks import LEAST_BYTES, Marker, counting, pieces, without
 from llmkit.corpus.duplicates.minhash import MinHash
+from llmkit.corpus.duplicates.sample import sample
 from llmkit.corpus.duplicates.settings import DuplicateSettings
 from llmkit.errors import ConfigError, DataError
 
@@ -103,7 +105,7 @@ def expected(documents: Sequence[Row], chosen: DuplicateSettings) -> list[tuple[
     return verdicts
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(rows, st.lists(st.integers(0, 14), max_size=3), st.sampled_from([1, 2, 5, 1 << 22]), st.booleans(), st.booleans())
 def test_decisions_are_those_of_comparing_all_with_all_however_the_corpus_is_cut(
     documents: list[Row], cuts: list[int], bucket: int, exact: bool, near: bool
@@ -123,7 +125,7 @@ def test_decisions_are_those_of_comparing_all_with_all_however_the_corpus_is_cut
             assert not documents[number][1] or documents[int(twin)][1], "no validation document goes for one of training"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.lists(st.sampled_from(["a" * 30, "b" * 31, "床" * 10, "short", " " + "a" * 30]), max_size=4), max_size=8))
 def test_the_first_of_equal_paragraphs_stays_in_the_corpus_and_later_ones_go(documents: list[list[str]]) -> None:
     chosen = DuplicateSettings(documents=False, paragraphs=True, near=False)
@@ -280,3 +282,24 @@ def test_decisions_move_with_their_marks(tmp_path: Path) -> None:
     found = Decisions.load(tmp_path / "after" / "decisions", 1)
     assert (found.rule(0), found.twin(0)) == ("exact duplicate", "0")
     assert deciding.RULES[found.rules[0]] == "exact duplicate"
+
+
+def test_a_sample_has_near_duplicates_with_their_twins_and_does_not_depend_on_the_cut(tmp_path: Path) -> None:
+    chosen = DuplicateSettings(documents=True, paragraphs=False, near=True)
+    base = [" ".join(f"w{number}x{place}" for place in range(60)) for number in range(300)]
+    near = [f"{text} and more" for text in base[:40]]
+    documents = [(text, number < 9) for number, text in enumerate([*base, *near, *base[:20]])]
+    found = []
+    for name, cuts in (("one", [0, 360]), ("two", [0, 100, 100, 333, 360])):
+        (tmp_path / name).mkdir()
+        parts = [documents[start:end] for start, end in pairwise(cuts)]
+        _, verdicts, _ = decided(tmp_path / name, parts, chosen)
+        found.append([cuts[part] + row for part, row in sample(tmp_path / name / "decisions", 60)])
+    assert found[0] == found[1] == sorted(set(found[0]))
+    assert len(found[0]) == 60
+    rules = [verdicts[number][0] for number in found[0]]
+    assert rules.count("near duplicate") + rules.count("in validation") >= 15 and "exact duplicate" not in rules
+    assert max(found[0]) < 340, "nor those whose text stands in validation"
+    assert len(sample(tmp_path / "one" / "decisions", 10_000)) == 340
+    quality = sample_quality([documents[number][0] for number in found[0]], chosen)
+    assert quality["pairs_alike"] >= 15 and quality["recall"] > 0.9

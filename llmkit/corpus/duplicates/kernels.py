@@ -30,6 +30,30 @@ def _lower(least: Any, factors: Any, terms: Any, pending: Any) -> None:
         least[number] = min(least[number], min(one, two))
 
 
+@numba.njit(cache=True, inline="always")
+def _read(text: Any, at: Any, end: Any, table: Any) -> Any:
+    """What the table says of the character at a place, and the next place; 0 at the end."""
+    entry = np.uint32(0)
+    if at >= end:
+        return entry, at + 1
+    code = np.uint32(text[at])
+    if code < 0x80:
+        at += 1
+    elif code < 0xE0:
+        code = ((code & 0x1F) << 6) | (np.uint32(text[at + 1]) & 0x3F)
+        at += 2
+    elif code < 0xF0:
+        code = ((code & 0x0F) << 12) | ((np.uint32(text[at + 1]) & 0x3F) << 6) | (np.uint32(text[at + 2]) & 0x3F)
+        at += 3
+    else:
+        code = ((code & 0x07) << 18) | ((np.uint32(text[at + 1]) & 0x3F) << 12)
+        code |= ((np.uint32(text[at + 2]) & 0x3F) << 6) | (np.uint32(text[at + 3]) & 0x3F)
+        at += 4
+    if code < table.shape[0]:
+        entry = table[code]
+    return entry, at
+
+
 @numba.njit(cache=True)
 def signatures(text: Any, ends: Any, table: Any, factors: Any, terms: Any, powers: Any, least: Any, states: Any) -> None:
     """The MinHash values of some texts.
@@ -57,25 +81,7 @@ def signatures(text: Any, ends: Any, table: Any, factors: Any, terms: Any, power
         word, power, inside = np.uint64(0), np.uint64(1), False
         at, hard = start, False
         while at <= end:  # one step past the end, which ends the last word
-            entry = np.uint32(0)
-            if at < end:
-                code = np.uint32(text[at])
-                if code < 0x80:
-                    at += 1
-                elif code < 0xE0:
-                    code = ((code & 0x1F) << 6) | (np.uint32(text[at + 1]) & 0x3F)
-                    at += 2
-                elif code < 0xF0:
-                    code = ((code & 0x0F) << 12) | ((np.uint32(text[at + 1]) & 0x3F) << 6) | (np.uint32(text[at + 2]) & 0x3F)
-                    at += 3
-                else:
-                    code = ((code & 0x07) << 18) | ((np.uint32(text[at + 1]) & 0x3F) << 12)
-                    code |= ((np.uint32(text[at + 2]) & 0x3F) << 6) | (np.uint32(text[at + 3]) & 0x3F)
-                    at += 4
-                if code < table.shape[0]:
-                    entry = table[code]
-            else:
-                at += 1
+            entry, at = _read(text, at, end, table)
             if entry & 4:
                 hard = True
                 break
