@@ -67,9 +67,9 @@ class Overlap:
                 hashes.append(found[own])
         self._of, self._firsts, self._spans = np.concatenate(of), np.concatenate(firsts), np.concatenate(spans)
         self._lengths = np.unique(self._spans).tolist()
-        self._known, self._number = np.unique(np.concatenate(hashes), return_inverse=True)
+        self._known, self._example, self._number = np.unique(np.concatenate(hashes), return_index=True, return_inverse=True)
         holders = np.unique(self._number * len(texts) + self._of) // max(1, len(texts))
-        self._counts = (np.bincount(holders, minlength=len(self._known)) <= _OF_A_FORM)[self._number]
+        self._is_own = np.bincount(holders, minlength=len(self._known)) <= _OF_A_FORM
         bits = max(20, len(self._known).bit_length() + 3)  # seven of eight unknown ones need no search
         self._filter, self._shift = np.zeros(1 << bits, dtype=bool), np.uint64(64 - bits)
         self._filter[self._known >> self._shift] = True
@@ -85,21 +85,47 @@ class Overlap:
         for batch in _batches(documents):
             many = Words([text for _, text in batch])
             for length in self._lengths:
-                first, hashes = many.grams(length)
-                likely = np.flatnonzero(self._filter[hashes >> self._shift])
-                at = np.searchsorted(self._known, hashes[likely])
-                at[at == len(self._known)] = 0
-                is_known = self._known[at] == hashes[likely]
-                new, where = np.unique(at[is_known], return_index=True)
-                owner = many.of[first[likely[is_known][where]]]
+                known, first = self._met(many, length)
+                new, where = np.unique(known, return_index=True)
+                owner = many.of[first[where]]
                 for gram, document in zip(new.tolist(), owner.tolist(), strict=True):
                     if places[gram] < 0:
                         places[gram] = len(names)
                         names.append(batch[document][0])
         return self._matches(places, names)
 
+    def holders(self, documents: Sequence[str]) -> list[tuple[int, int, str]]:
+        """The documents that share an n-gram with the texts: of each its number, that of a text, and the n-gram, normalised.
+
+        It is the first in the document, and the longest of those that begin there.
+        """
+        found: list[tuple[int, int, str]] = []
+        for batch in _batches(enumerate(documents)):
+            many = Words([text for _, text in batch])
+            met: dict[int, tuple[int, int, int]] = {}  # by document: where the n-gram begins, less its length, which it is
+            for length in self._lengths:
+                known, first = self._met(many, length)
+                own = self._is_own[known]
+                owners, where = np.unique(many.of[first[own]], return_index=True)
+                starts, grams = first[own][where].tolist(), known[own][where].tolist()
+                for owner, start, gram in zip(owners.tolist(), starts, grams, strict=True):
+                    met[owner] = min(met.get(owner, (start, 0, gram)), (start, -length, gram))
+            for owner, (start, length, gram) in sorted(met.items()):
+                passage = " ".join(many.passage(start, start - length - 1).split())
+                found.append((batch[owner][0], int(self._of[self._example[gram]]), passage))
+        return found
+
+    def _met(self, many: Words, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which known n-grams of a length stand in documents, and at which words they begin; [places] both, in order."""
+        first, hashes = many.grams(length)
+        likely = np.flatnonzero(self._filter[hashes >> self._shift])
+        at = np.searchsorted(self._known, hashes[likely])
+        at[at == len(self._known)] = 0
+        is_known = self._known[at] == hashes[likely]
+        return at[is_known], first[likely[is_known]]
+
     def _matches(self, places: np.ndarray, names: list[str]) -> list[Match]:
-        found = (places[self._number] >= 0) & self._counts
+        found = (places[self._number] >= 0) & self._is_own[self._number]
         total = np.bincount(self._of, minlength=len(self.searched))
         shares = np.bincount(self._of, weights=found, minlength=len(self.searched)) / np.maximum(total, 1)
         matches = []

@@ -1,0 +1,147 @@
+"""MinHash: how alike two texts are, seen from a few numbers of each.
+
+A text is the set of its runs of n words (shingles; Broder 1997, "On the resemblance and containment of documents"). The least
+value of a random hash function over a set is the same for two sets with the probability of their Jaccard similarity. The
+values are put together to bands; two texts are alike where all values of one band agree (Leskovec, Rajaraman and Ullman 2020,
+"Mining of Massive Datasets", chapter 3).
+
+The words are those of `llmkit.corpus.words`: letter case, width and punctuation make no difference, and each character of a
+script without spaces is a word. A text of fewer than n words is one shingle as a whole; a text without words is like no other.
+
+Hash functions: x -> a x + b modulo 2^64 with odd a (multiply-shift; Dietzfelbinger et al. 1997) of a shingle's hash, which is
+mixed before, so that the functions start from random bits. The order of two values is decided by their high bits, which are
+the good ones of this family.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from llmkit.corpus.duplicates.settings import DuplicateSettings
+from llmkit.corpus.words import _BASE, Words, _kinds, _mixed, normalised
+from llmkit.errors import DataError
+
+_CODES = 0x40000  # Unicode has no letters from here on
+_HARD = 4
+_NO_WORDS = 1
+_PLACE = np.uint64(0x9E3779B97F4A7C15)
+
+
+class MinHash:
+    """The bands of texts.
+
+    Args:
+        settings: bands, rows, n-gram and seed.
+    """
+
+    def __init__(self, settings: DuplicateSettings):
+        self._bands, self._rows, self._n = settings.bands, settings.rows, settings.ngram
+        random = np.random.default_rng(settings.seed)
+        drawn = random.integers(0, 1 << 64, size=(2, settings.bands * settings.rows), dtype=np.uint64)
+        self._factors, self._terms = drawn[0] | np.uint64(1), drawn[1]
+        powers = [pow(_BASE, exponent, 1 << 64) for exponent in range(self._n + 1)]
+        self._powers = np.array([*powers, pow(_BASE, -1, 1 << 64)], dtype=np.uint64)
+
+    def bands(self, texts: Sequence[str]) -> np.ndarray:
+        """A hash of each band of each text, uint64 of shape [texts, bands]; 0 for a text without words, and only there.
+
+        Raises:
+            DataError: numba is not installed.
+        """
+        return self._banded(*self.signatures(texts))
+
+    def signatures(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The MinHash values, uint64 of shape [texts, functions], and which texts have words, bool of shape [texts]."""
+        values, states = self._run([text.encode("utf-8", "surrogatepass") for text in texts], _folding())
+        hard = np.flatnonzero(states > _NO_WORDS)
+        if len(hard):
+            pieces = [normalised(texts[number]).encode("utf-8", "surrogatepass") for number in hard.tolist()]
+            values[hard], states[hard] = self._run(pieces, _as_they_are())
+        return values, states == 0
+
+    def plain(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What `signatures` gives, without numba and slowly: what its words mean."""
+        words = Words(texts)
+        counts = np.bincount(words.of, minlength=len(texts))
+        values = np.full((len(texts), len(self._factors)), np.iinfo(np.uint64).max, dtype=np.uint64)
+        for length in range(1, self._n + 1):
+            first, hashes = words.grams(length)
+            of = words.of[first]
+            own = np.minimum(counts, self._n)[of] == length
+            for number, value in zip(of[own].tolist(), hashes[own], strict=True):
+                np.minimum(values[number], value * self._factors + self._terms, out=values[number])
+        return values, counts > 0
+
+    def _run(self, pieces: list[bytes], table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = np.empty((len(pieces), len(self._factors)), dtype=np.uint64)
+        states = np.empty(len(pieces), dtype=np.uint8)
+        text = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+        ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+        kernels().signatures(text, ends, table, self._factors, self._terms, self._powers, values, states)
+        return values, states
+
+    def _banded(self, values: np.ndarray, has_words: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(values), self._bands), dtype=np.uint64)
+        for band in range(self._bands):
+            column = found[:, band]
+            column += np.uint64(band)
+            for row in range(self._rows):
+                column[:] = _mixed((column + values[:, band * self._rows + row]) * _PLACE)
+        return np.where(has_words[:, None], np.maximum(found, 1), np.uint64(0))
+
+
+def kernels() -> Any:
+    """The compiled loops.
+
+    Raises:
+        DataError: numba is not installed.
+    """
+    try:
+        from llmkit.corpus.duplicates import kernels as found
+    except ImportError as error:
+        raise DataError('near deduplication needs numba: pip install "llmkit[corpus]"') from error
+    return found
+
+
+@cache
+def _folding() -> np.ndarray:
+    """What the kernel has to know of each character of a text as it stands, uint32: see there.
+
+    Normalising by NFKC and folding case are a table for every character that does neither change the one before it nor become
+    several. A text with any other is normalised as a whole, in Python.
+    """
+    kinds = _kinds()
+    hard = _joining()
+    table = np.empty(_CODES, dtype=np.uint32)
+    for code in range(_CODES):
+        character = chr(code)
+        folded = normalised(character)
+        first = ord(unicodedata.normalize("NFKD", character)[0])
+        if len(folded) == 1 and not hard[code] and not (first < _CODES and hard[first]):
+            table[code] = (ord(folded) << 3) | int(kinds[ord(folded)])
+        else:
+            table[code] = (code << 3) | _HARD
+    return table
+
+
+@cache
+def _as_they_are() -> np.ndarray:
+    """The same table for a text that is normalised already."""
+    codes = np.arange(_CODES, dtype=np.uint32)
+    return (codes << np.uint32(3)) | _kinds()[:_CODES]
+
+
+def _joining() -> np.ndarray:
+    """The characters that may join the one before them or change places with it in normalisation, bool by code point."""
+    found = np.array([unicodedata.combining(chr(code)) > 0 for code in range(_CODES)])
+    for code in range(_CODES):
+        parts = unicodedata.decomposition(chr(code)).split()
+        if len(parts) == 2 and not parts[0].startswith("<"):
+            found[int(parts[1], 16)] = True
+    found[0x1161:0x11C3] = True  # the vowels and finals of Hangul, which are put together by rule
+    return found
