@@ -147,3 +147,12 @@ def same(texts: list[str], words: str, filters: tuple[str, ...], lines: LineRule
 @example(["\n" * 50, "\n", " \n \n", "\r\n\r\n"], "unicode-run-1", SETS, LineRules())
 def test_the_compiled_pass_is_the_reference(texts: list[str], words: str, filters: tuple[str, ...], lines: LineRules) -> None:
     same(texts, words, filters, lines)
+
+
+@pytest.mark.parametrize("script", ["abcdefg hijk", "的一是不了在人有我他这"])
+def test_long_documents_outgrow_the_room_that_there_is_at_first(script: str) -> None:
+    generator = np.random.default_rng(0)
+    words = ["".join(generator.choice(list(script), size=generator.integers(1, 4))) for _ in range(60)]
+    lines = [" ".join(generator.choice(words, size=12)) + "." for _ in range(700)]
+    texts = ["\n".join(lines), "\n\n".join(lines[:350] + lines[:100]), "short", "\n".join(lines + lines)]
+    same(texts, "unicode-run-1", SETS, LineRules())

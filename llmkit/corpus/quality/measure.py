@@ -44,6 +44,9 @@ class Packed:
     data: np.ndarray
     offsets: np.ndarray
 
+    def __post_init__(self) -> None:
+        self.data.setflags(write=False)  # always, since the pass is compiled once more for what can be written to
+
     def text(self, number: int) -> str:
         return self.data[self.offsets[number] : self.offsets[number + 1]].tobytes().decode("utf-8", "surrogatepass")
 
@@ -85,6 +88,8 @@ def _from_arrow(array: Any) -> Packed:
 
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        array = array.cast(pa.large_string())
     if array.null_count:
         array = array.fill_null("")
     kind = np.int64 if pa.types.is_large_string(array.type) else np.int32
