@@ -122,10 +122,10 @@ def _take(record: Record, window: Window, length: int, member_starts: list[int])
 
 
 def _ends_well(window: Window, length: int, member_starts: list[int]) -> bool:
-    """Whether a record of this length is followed by line ends and then by another, by a member, or by nothing."""
+    """Whether after so many bytes the two line ends stand that end a record, or the next record, a member, or nothing."""
     tail = window.peek(length, length + 4 + len(RECORD))
     rest = tail.lstrip(b"\r\n")
-    if not rest or rest.startswith(RECORD):
+    if not rest or rest.startswith(RECORD) or tail.startswith(b"\r\n\r\n"):
         return True
     end = window.position + length + len(tail) - len(rest)
     return end in member_starts[-4:]  # those few that have been read
