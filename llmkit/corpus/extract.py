@@ -34,7 +34,9 @@ _DEEP = "<div>" * 4
 _ROBOTS = ("noai", "noimageai", "noindex")
 _DEEPEST = 256
 """Levels of elements; resiliparse takes time by the square of the depth, and a page of 100,000 levels takes hours."""
-_TAG = re.compile(r"<(?:script|style)\b.*?</(?:script|style)|<!--.*?-->|<(/?)([a-z][a-z0-9]*)", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(
+    r"<(?:script|style)\b.*?(?:</(?:script|style)|\Z)|<!--.*?(?:-->|\Z)|<(/?)([a-z][a-z0-9]*)", re.IGNORECASE | re.DOTALL
+)
 _NOT_NESTED = {
     *("", "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"),
     *("p", "li", "dt", "dd", "tr", "td", "th", "tbody", "thead", "tfoot", "option", "rt", "rp"),

@@ -58,7 +58,7 @@ def test_plain_keeps_all_visible_text() -> None:
 
 def test_trafilatura_where_it_can_be_imported() -> None:
     pytest.importorskip("trafilatura", exc_type=ImportError)
-    page = extract(PAGE * 1, "trafilatura", "http://a.org/")
+    page = extract(PAGE, "trafilatura", "http://a.org/")
     assert "First paragraph with bold" in page.text
     assert page.title == "Snow & ice"
 
@@ -73,8 +73,14 @@ def test_an_article_that_is_not_the_text_is_not_taken_for_it() -> None:
     assert "Paragraph 19" in wrapped
 
 
+pieces = [
+    *("<p>", "</p>", "<ul><li>", "</ul>", "<table><tr><td>", "text ", "<pre>", "中文", "<b>", "</div>", "<div>"),
+    *("&amp;", "<", "\0", "<!--", "<script>"),
+]
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(["<p>", "</p>", "<ul><li>", "</ul>", "<table><tr><td>", "text ", "<pre>", "中文", "<b>", "</div>", "<div>", "&amp;", "<", "\0", "<!--", "<script>"]), max_size=30))  # fmt: skip
+@given(st.lists(st.sampled_from(pieces), max_size=30))
 def test_any_page_gives_text(parts: list[str]) -> None:
     for extractor in ("resiliparse", "plain"):
         page = extract("".join(parts), extractor)  # type: ignore[arg-type]
@@ -83,7 +89,13 @@ def test_any_page_gives_text(parts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["<div>" * 200_000 + "deep", "<b>" * 100_000 + "deep" + "</b>" * 100_000, "<ul><li>" * 50_000 + "deep"]
+    "source",
+    [
+        "<div>" * 200_000 + "deep",
+        "<b>" * 100_000 + "deep" + "</b>" * 100_000,
+        "<ul><li>" * 50_000 + "deep",
+        "<p>deep" + "<script>" * 100_000,
+    ],
 )
 def test_pages_of_endless_depth_take_no_endless_time(source: str) -> None:
     start = time.process_time()

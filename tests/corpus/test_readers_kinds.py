@@ -91,7 +91,7 @@ def test_real_wikitext() -> None:
 
 
 def dump(*pages: str) -> str:
-    head = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" xml:lang="en"><siteinfo><sitename>W</sitename></siteinfo>'
+    head = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/"><siteinfo><sitename>W</sitename></siteinfo>'
     return head + "".join(pages) + "</mediawiki>"
 
 
@@ -179,6 +179,7 @@ def test_markup(source: str, expected: str) -> None:
         "=" * 100_000,
         "=" + " " * 100_000 + "x",
         "[//" * 100_000,
+        "[[" + "(" * 200_000 + "|]]",
         "<pre>x" * 100_000,
     ],
 )

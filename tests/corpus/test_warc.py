@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -155,6 +156,24 @@ def test_pages_are_known_without_a_media_type_and_plain_text_stays(tmp_path: Pat
 def test_signals_against_reuse(tmp_path: Path, headers: list[str], meta: str, expected: list[str] | None) -> None:
     (row,) = read_plain(tmp_path, response(PAGE.replace("<title>", meta + "<title>"), *headers))
     assert about(row).get("opt_out") == expected
+
+
+def test_pages_of_many_comments_are_known_in_little_time(tmp_path: Path) -> None:
+    found = read_plain(tmp_path, response("<!-- x -->" * 400 + "what", media_type=""))
+    assert told(found) == ["http: no media type, and no page"]
+
+
+@pytest.mark.parametrize("suffix", [".zst", ".bz2"])
+def test_archives_compressed_as_a_whole(tmp_path: Path, suffix: str) -> None:
+    content = b"".join(conversion(f"text {number}") for number in range(50))
+    codec = {".zst": "zstd", ".bz2": "bz2"}[suffix]
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, codec) as file:
+        file.write(content)
+    path = write(tmp_path / f"a.wet{suffix}", sink.getvalue().to_pybytes())
+    assert told(rows(path, 10)) == [f"text {number}" for number in range(50)]
+    found = told(rows(write(path, path.read_bytes()[:-30])))
+    assert found[-1].startswith("BAD")
 
 
 # --------------------------------------------------------------------------------------------------------------------

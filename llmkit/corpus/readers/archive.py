@@ -18,7 +18,9 @@ from llmkit.corpus.readers.warc import Record, read_records
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 _AUTHORITY = re.compile(r"[A-Za-z][\w+.-]*://(?:[^/?#@]*@)?(\[[^]/?#]*\]|[^/?#:]*)")
 _UNKNOWN_TYPES = ("", "application/octet-stream", "application/x-unknown-content-type", "unknown/unknown", "*/*")
-_HTML = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|h1|div|p|table|script)[\s>]", re.I | re.S)
+_HTML = re.compile(
+    rb"\s*(?:<!--(?:(?!-->).)*-->\s*)*<(?:!doctype\s+html|html|head|body|title|h1|div|p|table|script)[\s>]", re.I | re.S
+)
 
 
 _as_json = json.JSONEncoder(ensure_ascii=False).encode

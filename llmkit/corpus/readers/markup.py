@@ -38,6 +38,7 @@ _NOT_TEXT = {
 }
 _LANGUAGE = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]+)*:", re.DOTALL)
 _VARIANT = re.compile(r"(?:^|;)\s*zh(?:-(?:hans|cn))?\s*:\s*([^;]*)")
+_LONGEST_TITLE = 255  # bytes, in MediaWiki's database
 _HOLE = "\x00"
 
 
@@ -147,5 +148,7 @@ def _shown(link: str) -> str:
     if not bar and _LANGUAGE.match(target):
         return ""
     if bar:
+        if len(target) > _LONGEST_TITLE:
+            return rest.rpartition("|")[2]
         return rest.rpartition("|")[2] or re.sub(r"\s*\(.*\)$", "", target.rpartition(":")[2])
     return target.lstrip(":").strip()
