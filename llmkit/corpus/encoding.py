@@ -2,7 +2,7 @@
 
 Names of encodings mean what they mean on the web (https://encoding.spec.whatwg.org/#names-and-labels): GB2312 and GBK are
 read as GB18030, Latin-1 and ASCII as Windows-1252. Against that specification, text that is valid UTF-8 is UTF-8 even
-where it is declared to be something else, once it is long enough for that to be no accident.
+where it is declared to be something else, unless that may be an accident.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _META_BYTES = 4096
 _SURE_CHARACTERS = 8
 """Characters of two bytes and more after which valid UTF-8 is no accident: text in GBK passes for it with a chance of about
 one in five for each."""
+_SINGLE_BYTE = ("utf-8", "cp125", "cp874", "cp866", "iso8859", "koi8", "mac")
+"""And encodings in which valid UTF-8 is no sensible text at all."""
 _MULTI_BYTE = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")
 _SAMPLE = 1 << 20
 
@@ -51,7 +53,7 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
             return data[len(mark) :].decode(name, "replace"), name
     named = _named(declared) if declared else None
     utf8 = _as_utf8(data)
-    if utf8 is not None and (named in (None, "utf-8") or data.isascii() or _is_sure(data)):
+    if utf8 is not None and (named is None or named.startswith(_SINGLE_BYTE) or data.isascii() or _is_sure(data)):
         return utf8, "utf-8"
     for guess in (named, "utf-8" if utf8 is not None else None, None if named else _detected(data)):
         if guess and (strict := _strictly(data, guess)) is not None:

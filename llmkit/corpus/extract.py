@@ -1,9 +1,9 @@
 """The main text of a web page, with what the page says of itself.
 
 `resiliparse` is fast: https://resiliparse.chatnoir.eu (Bevendorff et al. 2018). Its rules alone keep captions, buttons and
-lines to share or subscribe, and lose lists that stand high in the page; what is done here about both, and what it gains, is
-measured by benchmarks/extraction.py. `trafilatura` (Barbaresi 2021, https://aclanthology.org/2021.acl-demo.15) is a little
-more exact and several times slower. `plain` keeps all visible text.
+lines to share or subscribe, and lose lists that have links or stand high in the page; what is done here about both, and
+what it gains, is measured by benchmarks/extraction.py. `trafilatura` (Barbaresi 2021,
+https://aclanthology.org/2021.acl-demo.15) is a little more exact and several times slower. `plain` keeps all visible text.
 """
 
 from __future__ import annotations
@@ -34,12 +34,19 @@ _DEEP = "<div>" * 4
 _ROBOTS = ("noai", "noimageai", "noindex")
 _DEEPEST = 256
 """Levels of elements; resiliparse takes time by the square of the depth, and a page of 100,000 levels takes hours."""
-_TAG = re.compile(r"<(?:script|style)\b.*?</(?:script|style)|<!--.*?-->|<(/?)([a-z][a-z0-9]*)", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(
+    r"<(?:script|style)\b.*?(?:</(?:script|style)|\Z)|<!--.*?(?:-->|\Z)|<(/?)([a-z][a-z0-9]*)", re.IGNORECASE | re.DOTALL
+)
 _NOT_NESTED = {
     *("", "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"),
     *("p", "li", "dt", "dd", "tr", "td", "th", "tbody", "thead", "tfoot", "option", "rt", "rp"),
 }
 """Elements without an end, and those whose end need not be written."""
+# Of what resiliparse has written, in which all elements are closed.
+_ITEM = re.compile(r"<li\b[^>]*>.*?</li>", re.DOTALL)
+_LINK = re.compile(r"<a\s[^>]*>(.*?)</a>", re.DOTALL)
+_LINK_TAG = re.compile(r"<a\s[^>]*>|</a>")
+_MARKUP = re.compile(r"<[^>]*>")
 _CELLS = re.compile(r"(?<=\S)(?:\t\t)+")
 
 
@@ -145,7 +152,17 @@ def _is_too_deep(html: str) -> bool:
 
 
 def _deep(element: Any) -> str:
-    return f"<html><body>{_DEEP}{element.html}"
+    """A part of a page so far down that its lists pass for text, and without the links in lists of text.
+
+    resiliparse takes lists with some links for menus; those whose items are mostly not links are none.
+    """
+    return f"<html><body>{_DEEP}{_ITEM.sub(_without_links, element.html)}"
+
+
+def _without_links(item: re.Match[str]) -> str:
+    source = item[0]
+    linked = sum(len(_MARKUP.sub("", link)) for link in _LINK.findall(source))
+    return _LINK_TAG.sub("", source) if 2 * linked < len(_MARKUP.sub("", source).strip()) else source
 
 
 def _largest(tree: Any, selector: str) -> Any:

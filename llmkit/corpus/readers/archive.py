@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from llmkit.corpus.documents import Document
 from llmkit.corpus.encoding import declared_in_html, decode
@@ -17,8 +16,14 @@ from llmkit.corpus.readers.unit import Unit
 from llmkit.corpus.readers.warc import Record, read_records
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
+_AUTHORITY = re.compile(r"[A-Za-z][\w+.-]*://(?:[^/?#@]*@)?(\[[^]/?#]*\]|[^/?#:]*)")
 _UNKNOWN_TYPES = ("", "application/octet-stream", "application/x-unknown-content-type", "unknown/unknown", "*/*")
-_HTML = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|h1|div|p|table|script)[\s>]", re.I | re.S)
+_HTML = re.compile(
+    rb"\s*(?:<!--(?:(?!-->).)*-->\s*)*<(?:!doctype\s+html|html|head|body|title|h1|div|p|table|script)[\s>]", re.I | re.S
+)
+
+
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class _Aside(Exception):
@@ -60,7 +65,7 @@ def _document(unit: Unit, record: Record, options: ReadOptions) -> Document:
         text, metadata = _responded(record, options)
     else:
         raise _Aside(f"warc: {kind or 'untyped'} record")
-    return Document(text, f"{unit.name}:{record.place}", unit.name, json.dumps(metadata, ensure_ascii=False))
+    return Document(text, f"{unit.name}:{record.place}", unit.name, _as_json(metadata))
 
 
 def _about(record: Record) -> dict[str, Any]:
@@ -72,10 +77,8 @@ def _about(record: Record) -> dict[str, Any]:
 
 
 def _host(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
+    found = _AUTHORITY.match(url)
+    return found[1].strip("[]").lower() if found else ""
 
 
 def _converted(record: Record) -> tuple[str, dict[str, Any]]:

@@ -12,20 +12,19 @@ import re
 from collections.abc import Iterator
 
 _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
-_DROPPED = re.compile(
-    r"<(ref|gallery|math|chem|score|timeline|imagemap|templatedata|graph|mapframe|section)\b[^<>]*?(?:/>|>(?:.*?</\1\s*>|))",
-    re.DOTALL | re.IGNORECASE,
+_ELEMENT = re.compile(
+    r"<(/?)(pre|nowiki|code|syntaxhighlight|source|ref|gallery|math|chem|score|timeline|imagemap|templatedata|graph|mapframe)"
+    r"\b[^<>]*?(/?)>",
+    re.IGNORECASE,
 )
-_KEPT = re.compile(r"<(pre|nowiki|code|syntaxhighlight|source)\b[^<>]*?(?<!/)>(.*?)</\1\s*>", re.DOTALL | re.IGNORECASE)
+_CODE = ("pre", "nowiki", "code", "syntaxhighlight", "source")
+"""Elements whose content is kept as it stands; that of the others is left out."""
 _LINE_BREAK = re.compile(r"<(?:br|/p|/div|/li|hr)\b[^<>]*>", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-z][a-z0-9]*\b[^<>]*>", re.IGNORECASE)
 _BRACES = re.compile(r"\{\{|\}\}|^[ \t:]*\{\||^[ \t]*\|\}", re.MULTILINE)
 _BRACKETS = re.compile(r"\[\[|\]\]")
-_EXTERNAL = re.compile(
-    r"\[(?:https?:|ftp:|mailto:)?//?[^\s\]]+(?:[ \t]+([^\]\n]*))?\]|\[mailto:[^\s\]]+(?:[ \t]+([^\]\n]*))?\]"
-)
+_EXTERNAL = re.compile(r"\[(?:(?:https?:|ftp:)?//|mailto:)[^\s\[\]]+(?:[ \t]+([^\[\]\n]*))?\]")
 _BOLD = re.compile(r"'{2,5}")
-_HEADING = re.compile(r"^(={1,6})[ \t]*(.+?)[ \t]*\1[ \t]*$", re.MULTILINE)
 _BULLET = re.compile(r"^[*#:;]+[ \t]*", re.MULTILINE)
 _SWITCH = re.compile(r"__[A-Z]{4,}__|-\{(?:[^{}|]*\|)?([^{}]*)\}-")
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
@@ -39,33 +38,53 @@ _NOT_TEXT = {
 }
 _LANGUAGE = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]+)*:", re.DOTALL)
 _VARIANT = re.compile(r"(?:^|;)\s*zh(?:-(?:hans|cn))?\s*:\s*([^;]*)")
+_LONGEST_TITLE = 255  # bytes, in MediaWiki's database
 _HOLE = "\x00"
 
 
 def plain_text(source: str) -> str:
     """The text of a page's source."""
     kept: list[str] = []
-
-    def keep(found: re.Match[str]) -> str:
-        code = found[2].strip("\n") if found[1].lower() in ("pre", "syntaxhighlight", "source") else found[2]
-        kept.append(code)
-        return f"{_HOLE}{len(kept) - 1}{_HOLE}"
-
     text = _COMMENT.sub("", source.replace(_HOLE, ""))
-    text = _KEPT.sub(keep, text)
-    text = _DROPPED.sub("", text)
+    text = "".join(_elements(text, kept))
     text = _without_nested(text)
     text = _links(text)
-    text = _EXTERNAL.sub(lambda found: found[1] or found[2] or "", text)
+    text = _EXTERNAL.sub(lambda found: found[1] or "", text)
     text = _SWITCH.sub(lambda found: _variant(found[1] or ""), text)
     text = _BOLD.sub(lambda found: "" if len(found[0]) != 4 else "'", text)
     text = html.unescape(_TAG.sub("", _LINE_BREAK.sub("\n", text)))
-    text = _HEADING.sub(r"\n\2\n", text)
+    text = "\n".join(_line(line) for line in text.split("\n"))
     text = _BULLET.sub(lambda found: f"{'  ' * (len(found[0].strip()) - 1)}• " if found[0][0] in "*#" else "", text)
     text = _EMPTY_BRACKETS.sub("", text)
     text = "\n".join(line.rstrip() if line.startswith("  ") else _SPACES.sub(" ", line).strip() for line in text.split("\n"))
     text = _BLANK_LINES.sub("\n\n", text).strip()
     return re.sub(f"{_HOLE}(\\d+){_HOLE}", lambda found: html.unescape(kept[int(found[1])]), text).strip("\n")
+
+
+def _elements(text: str, kept: list[str]) -> Iterator[str]:
+    """The text without the elements that are no text, and with holes for those that are code, whose content is kept."""
+    at = 0
+    opened: re.Match[str] | None = None
+    for found in _ELEMENT.finditer(text):
+        again = opened is not None and found[2].lower() == opened[2].lower()
+        if not found[1] and (opened is None or (again and not found[3])):  # one that opens again was never closed
+            yield text[at : found.start()]
+            at = found.end() if found[3] else found.start()
+            opened = None if found[3] else found
+        elif opened is not None and again and found[1]:
+            if opened[2].lower() in _CODE:
+                kept.append(text[opened.end() : found.start()].strip("\n"))
+                yield f"{_HOLE}{len(kept) - 1}{_HOLE}"
+            at, opened = found.end(), None
+    yield text[at:]
+
+
+def _line(line: str) -> str:
+    """A heading without its signs, and with empty lines around it; other lines as they are."""
+    words = line.strip()
+    level = min(6, len(words) - len(words.lstrip("=")), len(words) - len(words.rstrip("=")))
+    title = words[level : len(words) - level].strip()
+    return f"\n{title}\n" if level and title else line
 
 
 def _variant(words: str) -> str:
@@ -129,5 +148,7 @@ def _shown(link: str) -> str:
     if not bar and _LANGUAGE.match(target):
         return ""
     if bar:
+        if len(target) > _LONGEST_TITLE:
+            return rest.rpartition("|")[2]
         return rest.rpartition("|")[2] or re.sub(r"\s*\(.*\)$", "", target.rpartition(":")[2])
     return target.lstrip(":").strip()

@@ -15,7 +15,7 @@ MAGIC = b"\x1f\x8b\x08"
 RECORD = b"WARC/"
 
 _BLOCK = 1 << 20
-_CHUNK = 32 << 10  # bytes; what lies behind the end of a member is copied, so that few are given at a time
+_CHUNK = 16 << 10  # bytes; what lies behind the end of a member is copied, so that few are given at a time
 _LONGEST_PROOF = 64 << 20
 
 

@@ -33,11 +33,9 @@ class _CountedFile(io.FileIO):
     def __init__(self, path: str, progress: Progress):
         super().__init__(path)
         self._progress = progress
-        self.count = 0
 
     def readinto(self, buffer: Any) -> int | None:
         size = super().readinto(buffer)
-        self.count += size or 0
         self._progress(size or 0)
         return size
 
@@ -66,7 +64,7 @@ class BombGuard:
 class _Decompressed(io.RawIOBase):
     """What a decompressor gives, while it is in proportion to what it takes."""
 
-    def __init__(self, read: Callable[[int], bytes], source: _CountedFile):
+    def __init__(self, read: Callable[[int], bytes], source: io.BufferedReader):
         self._read, self._source = read, source
         self._given = 0
         self._guard = BombGuard()
@@ -77,7 +75,7 @@ class _Decompressed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self._read(len(buffer))
         self._given += len(data)
-        self._guard.check(self._source.count, self._given)
+        self._guard.check(self._source.tell(), self._given)
         buffer[: len(data)] = data
         return len(data)
 
@@ -135,7 +133,7 @@ def open_stream(unit: Unit, progress: Progress) -> Iterator[io.BufferedIOBase]:
         if not unit.compression:
             yield raw
             return
-        decompressed = _Decompressed(_decompressor(raw, unit.compression), raw.raw)
+        decompressed = _Decompressed(_decompressor(raw, unit.compression), raw)
         with io.BufferedReader(decompressed, _BUFFER // 16) as stream:
             yield stream
 

@@ -24,6 +24,7 @@ LONGEST_RECORD = 64 << 20
 _LONGEST_HEADER = 1 << 20
 _BLOCK = 1 << 20
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
+_HEADER = re.compile(r"^([^:\s]+)[ \t]*:(.*)$", re.MULTILINE)
 _NEXT = re.compile(rb"\n(?=WARC/[0-9]\.[0-9]+\r?\n)")
 _NEXT_LONGEST = 32
 _SHOWN = 2000  # bytes of what cannot be read
@@ -82,7 +83,7 @@ def _next_record(window: Window, stop: int | None = None, member_starts: list[in
 
 
 def _fill(record: Record, window: Window, member_starts: list[int]) -> None:
-    if window.peek(0, len(RECORD)) != RECORD:
+    if not window.starts_with(RECORD):
         record.content = window.peek(0, _SHOWN)
         record.problem = "no WARC record begins here"
         window.skip_to(_NEXT, _NEXT_LONGEST)
@@ -94,8 +95,8 @@ def _fill(record: Record, window: Window, member_starts: list[int]) -> None:
         window.skip(len(RECORD))
         window.skip_to(_NEXT, _NEXT_LONGEST)
         return
-    record.headers = parse_headers(window.peek(0, header.start()))
-    window.skip(header.end())
+    record.headers = parse_headers(window.peek(0, header[0]))
+    window.skip(header[1])
     value = record.headers.get("content-length", "")
     if not (value.isascii() and value.isdigit() and len(value) < 19):
         record.problem = f"Content-Length is {value!r}, not a number" if value else "has no Content-Length"
@@ -115,17 +116,17 @@ def _take(record: Record, window: Window, length: int, member_starts: list[int])
     record.content = window.peek(0, min(length, _SHOWN))
     before = window.position
     # The line end before the content is that of the header, behind which a record may begin at once.
-    if window.peek(0, len(RECORD)) != RECORD and not window.skip_to(_NEXT, _NEXT_LONGEST) and at_hand < length:
+    if not window.starts_with(RECORD) and not window.skip_to(_NEXT, _NEXT_LONGEST) and at_hand < length:
         record.problem = f"cut short: {at_hand:,} of {length:,} bytes are there"
     else:
         record.problem = f"Content-Length is {length:,}, but the next record begins after {window.position - before:,} bytes"
 
 
 def _ends_well(window: Window, length: int, member_starts: list[int]) -> bool:
-    """Whether a record of this length is followed by line ends and then by another, by a member, or by nothing."""
+    """Whether after so many bytes the two line ends stand that end a record, or the next record, a member, or nothing."""
     tail = window.peek(length, length + 4 + len(RECORD))
     rest = tail.lstrip(b"\r\n")
-    if not rest or rest.startswith(RECORD):
+    if not rest or rest.startswith(RECORD) or tail.startswith(b"\r\n\r\n"):
         return True
     end = window.position + length + len(tail) - len(rest)
     return end in member_starts[-4:]  # those few that have been read
@@ -146,15 +147,18 @@ def _pass_over(record: Record, window: Window, length: int) -> None:
 
 def parse_headers(block: bytes) -> dict[str, str]:
     """Header lines after a first line, by name in lower case; of a name that stands there twice, both, with a comma."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in block.decode("utf-8", "replace").split("\n")[1:]:
-        if line[:1] in (" ", "\t") and name:  # a folded line goes on with the one before
+    text = block.decode("utf-8", "replace")
+    pairs = _HEADER.findall(text, text.find("\n") + 1)
+    found = {name.lower(): value.strip() for name, value in pairs}
+    if len(found) == len(pairs) and "\n " not in text and "\n\t" not in text:
+        return found
+    found, name = {}, ""
+    for line in text.split("\n")[1:]:
+        label, colon, value = line.partition(":")
+        if line.startswith((" ", "\t")) and name:  # a folded line goes on with the one before
             found[name] += " " + line.strip()
-            continue
-        name, colon, value = line.partition(":")
-        if colon:
-            name, value = name.strip().lower(), value.strip()
+        elif colon:
+            name, value = label.strip().lower(), value.strip()
             found[name] = f"{found[name]}, {value}" if name in found else value
     return found
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+_FIRST_SEARCH = 2048
+
 
 class Window:
     """The bytes of a stream from a position on.
@@ -33,7 +35,8 @@ class Window:
 
     def peek(self, start: int, stop: int) -> bytes:
         """The bytes between two places, counted from here; fewer at the end of the stream."""
-        self.ensure(stop)
+        if len(self._data) - self._at < stop:
+            self.ensure(stop)
         return self._data[self._at + start : self._at + stop]
 
     def skip(self, size: int) -> None:
@@ -43,20 +46,27 @@ class Window:
 
     def skip_any(self, characters: bytes) -> None:
         """Move on to the first byte that is none of these."""
-        while block := self.peek(0, 64):
+        while (block := self.peek(0, 4)) and block[0] in characters:
             rest = len(block.lstrip(characters))
             self.skip(len(block) - rest)
             if rest:
                 return
 
-    def find(self, pattern: re.Pattern[bytes], limit: int) -> re.Match[bytes] | None:
-        """The first match that ends within so many bytes; its places are counted from here."""
-        size = 4096
+    def starts_with(self, mark: bytes) -> bool:
+        if len(self._data) - self._at < len(mark):
+            self.ensure(len(mark))
+        return self._data.startswith(mark, self._at)
+
+    def find(self, pattern: re.Pattern[bytes], limit: int) -> tuple[int, int] | None:
+        """Where the first match begins and ends, counted from here, if it ends within so many bytes."""
+        size = _FIRST_SEARCH
         while True:
             at_hand = self.ensure(min(size, limit))
-            found = pattern.search(self._data[self._at : self._at + min(at_hand, limit)])
-            if found or at_hand < size or size >= limit:
-                return found
+            found = pattern.search(self._data, self._at, self._at + min(at_hand, limit))
+            if found:
+                return found.start() - self._at, found.end() - self._at
+            if at_hand < size or size >= limit:
+                return None
             size *= 4
 
     def skip_to(self, pattern: re.Pattern[bytes], longest: int, limit: int | None = None) -> bool:
