@@ -15,8 +15,8 @@ from markupsafe import Markup
 from llmkit.pipeline.artefact import write_synced
 from llmkit.reports import charts, corpus_facts, corpus_parts, datasheet, page, words
 from llmkit.reports.corpus_charts import Columns, Part, column_chart, part_chart
-from llmkit.reports.corpus_facts import Corpus, Row, share
-from llmkit.reports.corpus_parts import MAX_BARS, of_whole
+from llmkit.reports.corpus_facts import Corpus, Row
+from llmkit.reports.corpus_parts import MAX_BARS, of_whole, percentage
 from llmkit.reports.origins import Table
 
 REPORT, DATASHEET = "report.html", "datasheet.md"
@@ -109,7 +109,7 @@ def _amounts(row: Row, total: Row) -> list[str]:
         words.fit(row.name, 80) or "not known",
         f"{row.documents:,}",
         words.size(row.bytes),
-        words.percent(share(row.bytes, total.bytes)),
+        percentage(row.bytes, total.bytes),
         f"{row.characters:,}",
         f"{row.words:,}",
         words.percent(row.kept_share),
@@ -123,9 +123,9 @@ def _removed(corpus: Corpus) -> Table:
         [
             words.fit(rule, 80),
             f"{count:,}",
-            words.percent(share(count, read)),
+            percentage(count, read),
             words.size(taken),
-            words.percent(share(taken, size)),
+            percentage(taken, size),
         ]
         for rule, count, taken in corpus.rules()
     ]
@@ -145,14 +145,14 @@ def _composition_charts(corpus: Corpus) -> Iterator[tuple[str, Markup]]:
             Part(
                 _named(group, row),
                 row.bytes,
-                f"{words.size(row.bytes)} ({words.percent(share(row.bytes, total.bytes))})",
+                f"{words.size(row.bytes)} ({percentage(row.bytes, total.bytes)})",
                 not place,
             )
             for place, row in enumerate(rows[:MAX_BARS])
         ]
         rest = [row.bytes for row in rows[MAX_BARS:]]
         if rest:
-            text = f"{words.size(sum(rest))} ({words.percent(share(sum(rest), total.bytes))})"
+            text = f"{words.size(sum(rest))} ({percentage(sum(rest), total.bytes)})"
             parts.append(Part(f"{len(rest):,} others", sum(rest), text))
         if parts:
             caption = f"{title} by bytes{_sample_note(corpus, group)}"

@@ -231,7 +231,8 @@ def notices(corpus: Corpus) -> Iterator[str]:
         yield "There is no validation split: no loss on held-out text can be measured."
     refused = sum(row.documents for row in corpus.known("opt_out") if row.name.lower() not in ("false", "no", "0"))
     if refused:
-        yield f"{words.count(refused, 'kept document')} carry an opt-out in the metadata; this stage does not act on it."
+        carry = f"{words.count(refused, 'kept document')} {'carries' if refused == 1 else 'carry'} an opt-out"
+        yield f"{carry} in the metadata; this stage does not act on it."
 
 
 def representativeness(corpus: Corpus) -> Iterator[str]:

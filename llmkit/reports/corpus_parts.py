@@ -19,7 +19,13 @@ MAX_COMPARED = 12
 
 
 def of_whole(part: int, whole: int) -> str:
-    return f"{part:,} ({words.percent(share(part, whole))})"
+    return f"{part:,} ({percentage(part, whole)})"
+
+
+def percentage(part: float, whole: float) -> str:
+    """A share that says nothing of none where there is a little."""
+    found = share(part, whole)
+    return "< 0.1%" if 0 < found < 0.0005 else words.percent(found)
 
 
 def drawn(found: Distribution, number: int) -> tuple[str, Markup, str]:
@@ -121,7 +127,7 @@ def vocabulary(corpus: Corpus) -> dict[str, Any] | None:
     characters = corpus.statistics.characters
     total = sum(characters.values())
     parts = [
-        Part(kind, count, _share_of(count, total))
+        Part(kind, count, of_whole(count, total))
         for kind, count in sorted(characters.items(), key=lambda item: (-item[1], item[0]))[:MAX_BARS]
     ]
     return {
@@ -138,11 +144,6 @@ def _about(number: int) -> str:
     return f"about {int(float(f'{number:.3g}')):,}" if number > 1000 else f"{number:,}"
 
 
-def _share_of(part: int, whole: int) -> str:
-    found = share(part, whole)
-    return f"{part:,} (below 0.1%)" if 0 < found < 0.001 else of_whole(part, whole)
-
-
 def overlap(corpus: Corpus) -> dict[str, Any] | None:
     overlap = corpus.statistics.overlap
     there = set(overlap.names())
@@ -154,7 +155,7 @@ def overlap(corpus: Corpus) -> dict[str, Any] | None:
         cells = [f"{number + 1}. {words.fit(name, 40)}"]
         for other in names:
             found = None if other == name else overlap.share(name, other)
-            cells.append(words.MISSING if found is None else words.percent(found[0]))
+            cells.append(words.MISSING if found is None else percentage(found[0], 1))
             if found and found[0] > highest[0]:
                 highest = found[0], name, other
         rows.append(cells)
@@ -162,7 +163,7 @@ def overlap(corpus: Corpus) -> dict[str, Any] | None:
     sentence = "No two sources share a run of five words, as far as the samples tell."
     if highest[0]:
         sentence = (
-            f"The most that a source shares with another is {words.percent(highest[0])}: of the different runs of five words "
+            f"The most that a source shares with another is {percentage(highest[0], 1)}: of the different runs of five words "
             f"of {words.fit(highest[1], 60)}, that share also stands in {words.fit(highest[2], 60)}."
         )
     return {
