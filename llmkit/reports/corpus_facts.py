@@ -244,13 +244,15 @@ def representativeness(corpus: Corpus) -> Iterator[str]:
     letters = {kind: count for kind, count in corpus.statistics.characters.items() if kind not in _NO_LETTERS}
     if letters:
         kind, count = max(letters.items(), key=lambda item: (item[1], item[0]))
-        others = len(letters) - 1
-        rest = f"; {words.count(others, 'other script')} share the rest" if others else ""
-        yield f"{words.percent(share(count, sum(letters.values())))} of all letters are {kind}{rest}."
+        others, held = len(letters) - 1, share(count, sum(letters.values()))
+        rest = f"; the rest is of {words.count(others, 'other script')}" if others else ""
+        yield f"{'Nearly all' if 0.9995 <= held < 1 else f'{words.percent(held)} of all'} letters are {kind}{rest}."
     for group, title in (("language", "language"), ("source", "source")):
         yield from _uneven(corpus, group, title)
     unknown = sum(row.documents for row in corpus.rows("license") if not row.name)
-    if unknown:
+    if unknown == total.documents:
+        yield "No document says under which license it may be used."
+    elif unknown:
         yield f"No license is known of {words.percent(share(unknown, total.documents))} of the documents."
     yield (
         "Nothing is recorded about who wrote the texts: age, gender, region and dialect cannot be read off these numbers, and "
@@ -324,7 +326,7 @@ def limits(corpus: Corpus) -> Iterator[str]:
         yield "Languages were identified by a model or given by the source; short and mixed texts are often wrong."
     else:
         yield "The language of the documents was not identified; `identify_language: true` does so."
-    if corpus.statistics.pii:
+    if corpus.statistics.pii or corpus.settings.get("pii", "keep") != "keep":
         yield "Personal data was looked for by patterns: names and addresses in running text are not found by these."
     else:
         yield "Personal data was not looked for; `pii: replace` does so."

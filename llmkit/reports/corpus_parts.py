@@ -108,9 +108,11 @@ def vocabulary(corpus: Corpus) -> dict[str, Any] | None:
     if usage is None:
         return None
     read, kinds = growth[-1]
+    is_exact = not usage.level
+    different = f"{usage.kinds:,}" if is_exact else _about(kinds)
     sentences = [
-        f"{words.count(read, 'word')}, {_about(kinds)} different. Words are compared without letter case; how many "
-        f"are different is an estimate with a standard error of 3.1% where it is above 1,000."
+        f"{words.count(read, 'word')}, {different} different; words are compared without letter case. In the chart "
+        f"{'' if is_exact else 'and here '}numbers of different words above 1,000 are estimates with a standard error of 3.1%."
     ]
     if heaps:
         factor, power = heaps
