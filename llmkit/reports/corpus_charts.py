@@ -56,7 +56,9 @@ def column_chart(columns: Columns, *, key: str, title: str, x_label: str = "") -
         return Markup("")
     y_ticks = [tick for tick in _ticks(0, max(counts), wanted=4) if tick == int(tick)]
     high = max(max(counts), y_ticks[-1])
-    left, right, top, bottom = 14 + 6.7 * max(len(_tick(tick)) for tick in y_ticks), WIDTH - 12.0, 26.0, 176.0
+    above = 16.0 * max(1, len(columns.lines))  # a line of its own for each, since thresholds may be close together
+    left, right, top = 14 + 6.7 * max(len(_tick(tick)) for tick in y_ticks), WIDTH - 12.0, above + 10
+    bottom = top + 150
     wide = (right - left) / len(counts)
     drawn = []
     for tick in y_ticks:
@@ -74,11 +76,11 @@ def column_chart(columns: Columns, *, key: str, title: str, x_label: str = "") -
     for place, text in columns.ticks:
         x = left + wide * place
         drawn.append(f'<text x="{x:.1f}" y="{bottom + 17:.1f}" text-anchor="middle">{escape(text)}</text>')
-    for place, text in columns.lines:
-        x = left + wide * place
+    for number, (place, text) in enumerate(columns.lines):
+        x, y = left + wide * place, 12.0 + 16 * number
         anchor = "end" if place > len(counts) * 0.6 else "start" if place < len(counts) * 0.4 else "middle"
-        drawn.append(f'<path class="whisker" stroke-dasharray="5 3" d="M{x:.1f} {top - 6:.1f}V{bottom:.1f}"/>')
-        drawn.append(f'<text class="strong" x="{x:.1f}" y="{top - 11:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+        drawn.append(f'<path class="whisker" stroke-dasharray="5 3" d="M{x:.1f} {y + 4:.1f}V{bottom:.1f}"/>')
+        drawn.append(f'<text class="strong" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
     if x_label:
         drawn.append(f'<text x="{right:.1f}" y="{bottom + 34:.1f}" text-anchor="end">{escape(x_label)}</text>')
     thresholds = f"; thresholds: {', '.join(text for _, text in columns.lines)}" if columns.lines else ""

@@ -77,6 +77,8 @@ class Distribution:
     n: int
     is_cut: bool
     """Whether the last bin holds all that is above."""
+    is_log: bool
+    """Whether the bins are equally wide in the logarithm; the first then holds all below 1."""
 
 
 @dataclass
@@ -110,7 +112,7 @@ class Corpus:
 
     def is_sampled(self, group: str) -> int:
         """Counted is one document in this many."""
-        return 2**self.statistics.groups[group].level
+        return 2 ** self.statistics.groups[group].level
 
 
 def gather(directory: Path, metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> Corpus:
@@ -181,11 +183,19 @@ def _rules(settings: Mapping[str, Any]) -> list[Any]:
 
 
 def _distribution(name: str, values: np.ndarray, bounds: list[tuple[float, str]]) -> Distribution:
+    thresholds = [
+        (threshold, f"{'at least' if bound == 'least' else 'at most'} {threshold:,g}") for threshold, bound in bounds
+    ]
     low, high = min(0.0, float(values.min())), float(np.quantile(values, 0.99))
-    high = max([high, *(1.1 * threshold for threshold, _ in bounds if threshold <= 3 * high)]) or 1.0
-    counts, _ = np.histogram(np.minimum(values, high), bins=BINS, range=(low, high))
-    thresholds = [(threshold, f"{'at least' if bound == 'least' else 'at most'} {threshold:g}") for threshold, bound in bounds]
-    return Distribution(name, counts.tolist(), low, high, thresholds, len(values), bool(values.max() > high))
+    is_log = low >= 0 and high > 100 and high > 20 * np.median(values)
+    if is_log:
+        low, high = 1.0, max([float(values.max()), *(2 * threshold for threshold, _ in bounds)])
+        counts, _ = np.histogram(np.log10(np.maximum(values, 1)), bins=BINS, range=(0, math.log10(high)))
+    else:
+        high = max([high, *(1.1 * threshold for threshold, _ in bounds if threshold <= 3 * high)]) or 1.0
+        counts, _ = np.histogram(np.minimum(values, high), bins=BINS, range=(low, high))
+    is_cut = bool(values.max() > high)
+    return Distribution(name, counts.tolist(), low, high, thresholds, len(values), is_cut, is_log)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -198,7 +208,8 @@ def verdict(corpus: Corpus) -> str:
     read = corpus.metrics.get("read", total.read)
     sources, languages = corpus.known("source"), corpus.known("language")
     text = (
-        f"Of {words.count(read, 'document')} read, {total.documents:,} were kept ({words.percent(share(total.documents, read))}): "
+        f"Of {words.count(read, 'document')} read, {total.documents:,} were kept "
+        f"({words.percent(share(total.documents, read))}): "
         f"{words.size(total.bytes)} of text, {words.count(total.words, 'word')}, from {words.count(len(sources), 'source')}"
     )
     if languages:
@@ -212,7 +223,7 @@ def notices(corpus: Corpus) -> Iterator[str]:
     if {"read", "kept", "rejected", "merged"} <= metrics.keys():
         counted = metrics["kept"] + metrics["rejected"] + metrics["merged"]
         if counted != metrics["read"]:
-            yield f"{metrics['read']:,} documents were read, but {counted:,} are accounted for: this is a fault, please report it."
+            yield f"{metrics['read']:,} documents were read, but {counted:,} are accounted for: this is a fault of llmkit."
     bad = metrics.get("bad_rows", 0)
     if bad:
         yield f"{words.count(bad, 'row')} could not be read as a document; they stand among the rejects as “bad row”."
@@ -220,7 +231,8 @@ def notices(corpus: Corpus) -> Iterator[str]:
         yield "There is no validation split: no loss on held-out text can be measured."
     refused = sum(row.documents for row in corpus.known("opt_out") if row.name.lower() not in ("false", "no", "0"))
     if refused:
-        yield f"{words.count(refused, 'kept document')} carry an opt-out in the metadata; this stage does not act on it."
+        carry = f"{words.count(refused, 'kept document')} {'carries' if refused == 1 else 'carry'} an opt-out"
+        yield f"{carry} in the metadata; this stage does not act on it."
 
 
 def representativeness(corpus: Corpus) -> Iterator[str]:
@@ -232,13 +244,15 @@ def representativeness(corpus: Corpus) -> Iterator[str]:
     letters = {kind: count for kind, count in corpus.statistics.characters.items() if kind not in _NO_LETTERS}
     if letters:
         kind, count = max(letters.items(), key=lambda item: (item[1], item[0]))
-        others = len(letters) - 1
-        rest = f"; {words.count(others, 'other script')} share the rest" if others else ""
-        yield f"{words.percent(share(count, sum(letters.values())))} of all letters are {kind}{rest}."
+        others, held = len(letters) - 1, share(count, sum(letters.values()))
+        rest = f"; the rest is of {words.count(others, 'other script')}" if others else ""
+        yield f"{'Nearly all' if 0.9995 <= held < 1 else f'{words.percent(held)} of all'} letters are {kind}{rest}."
     for group, title in (("language", "language"), ("source", "source")):
         yield from _uneven(corpus, group, title)
     unknown = sum(row.documents for row in corpus.rows("license") if not row.name)
-    if unknown:
+    if unknown == total.documents:
+        yield "No document says under which license it may be used."
+    elif unknown:
         yield f"No license is known of {words.percent(share(unknown, total.documents))} of the documents."
     yield (
         "Nothing is recorded about who wrote the texts: age, gender, region and dialect cannot be read off these numbers, and "
@@ -301,8 +315,8 @@ def _uneven(corpus: Corpus, group: str, title: str) -> Iterator[str]:
         return
     named = [words.fit(language(name) if group == "language" else name, 60) for name in (lost, won)]
     yield (
-        f"The rules do not treat all {title}s alike: {words.percent(least)} of {words.count(n, 'document')} of {named[0]} were "
-        f"kept, and {words.percent(most)} of {m:,} of {named[1]}."
+        f"The rules do not treat all {title}s alike: {words.percent(least)} of {words.count(n, 'document')} of {named[0]} "
+        f"were kept, and {words.percent(most)} of {m:,} of {named[1]}."
     )
 
 
@@ -312,12 +326,12 @@ def limits(corpus: Corpus) -> Iterator[str]:
         yield "Languages were identified by a model or given by the source; short and mixed texts are often wrong."
     else:
         yield "The language of the documents was not identified; `identify_language: true` does so."
-    if corpus.statistics.pii:
+    if corpus.statistics.pii or corpus.settings.get("pii", "keep") != "keep":
         yield "Personal data was looked for by patterns: names and addresses in running text are not found by these."
     else:
         yield "Personal data was not looked for; `pii: replace` does so."
     yield (
-        "Words are runs of letters and digits, and of scripts without spaces between words (Han, kana, Thai) single characters: "
-        "word counts of such languages cannot be compared with those of others."
+        "Words are runs of letters and digits, and of scripts without spaces between words (Han, kana, Thai) single "
+        "characters: word counts of such languages cannot be compared with those of others."
     )
     yield "Toxic, false or illegal content was not looked for."

@@ -94,7 +94,15 @@ def _composition(corpus: Corpus) -> Iterator[str]:
 
 def _collection(corpus: Corpus) -> Iterator[str]:
     settings = corpus.settings
-    named = ("train_file", "validation_file", "dataset_name", "dataset_config_name", "dataset_split", "embedded_packages", "sources")
+    named = (
+        "train_file",
+        "validation_file",
+        "dataset_name",
+        "dataset_config_name",
+        "dataset_split",
+        "embedded_packages",
+        "sources",
+    )
     known = [(name, words.setting_of(settings[name])) for name in named if settings.get(name)]
     yield pairs(known, as_code=True) if known else "The inputs, with sizes and hashes, stand in manifest.json."
     if corpus.statistics.dates:

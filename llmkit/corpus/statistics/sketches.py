@@ -43,7 +43,10 @@ class Distinct:
 
     def _settle(self) -> None:
         if self._pending:
-            self._smallest = np.unique(np.concatenate([self._smallest, *self._pending]))[: self._k]
+            values = np.sort(np.concatenate([self._smallest, *self._pending]))  # much faster than np.unique here
+            is_new = np.ones(len(values), dtype=bool)
+            np.not_equal(values[1:], values[:-1], out=is_new[1:])
+            self._smallest = values[is_new][: self._k]
             self._pending = []
         if len(self._smallest) == self._k:
             self.limit = self._smallest[-1]
