@@ -178,17 +178,6 @@ def _piece(text, at, end, kinds, cut):  # type: ignore[no-untyped-def]
     return _space(text, at, end, kinds, cut.breaks)
 
 
-@njit(cache=True)
-def pieces(text, kinds, cut):  # type: ignore[no-untyped-def]
-    """Where the pieces of one text end."""
-    ends = []
-    at = 0
-    while at < len(text):
-        at = _piece(text, at, len(text), kinds, cut)
-        ends.append(at)
-    return ends
-
-
 @_compiled
 def _slot(pair, slots):  # type: ignore[no-untyped-def]
     """The slot that a pair is looked for in first: Fibonacci hashing (Knuth, TAOCP 6.4)."""
