@@ -176,7 +176,8 @@ def table(runs: dict[str, list[dict[str, Any]]], case: dict[str, Any]) -> list[s
     """A line for each side, in Markdown."""
     ours = runs["llmkit"]
     lines = [
-        "| | way | MB/s of llmkit to it | lowest to highest | the whole process | lowest to highest | MB/s | whole process | tokens |",
+        "| | way | MB/s of llmkit to it | lowest to highest | the same of the whole process | lowest to highest | MB/s | "
+        "whole process | tokens |",
         f"|{'---|' * 9}",
     ]
     for side, theirs in runs.items():

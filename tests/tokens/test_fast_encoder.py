@@ -155,7 +155,7 @@ TEXTS = st.lists(st.sampled_from(PARTS) | st.text(max_size=4), max_size=12).map(
 @given(st.lists(TEXTS, max_size=4))
 @example(["".join(PARTS), "", " ".join(PARTS), "\n".join(PARTS)])
 @example([])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_ids_are_those_of_tokenizers(
     both: dict[str, tuple[FastEncoder, StandardEncoder]], name: str, texts: list[str]
 ) -> None:
@@ -179,7 +179,7 @@ def check_cut(tokenizer: Any, text: str) -> None:
 @pytest.mark.parametrize("name", NAMES[:4])
 @given(TEXTS | st.text(st.sampled_from("'sSlLvEſ x1१ \t\n\r!，天〇⺀々\u0301é")))
 @example("'Sx'ſx'lLx'LLx'Vex'VEx'ſſ'tx'T'Dx'mm")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_text_is_cut_as_the_regular_expression_cuts_it(tokenizers_by_name: dict[str, Any], name: str, text: str) -> None:
     check_cut(tokenizers_by_name[name], text)
 
@@ -196,6 +196,26 @@ def test_every_character_is_cut_as_the_regular_expression_cuts_it(tokenizers_by_
     ]
     characters = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]
     check_cut(tokenizers_by_name[name], "".join(f"{c} a{c}b {c}1{c}  !{c}\n{c}'{c}{c} 天{c}\u0301" for c in characters))
+
+
+def test_what_a_normal_form_may_change_has_a_character_that_is_unsure() -> None:
+    """What composes, decomposes or is put into another order, by the Unicode version of `tokenizers`."""
+    from llmkit.tokens.byte_bpe_tables import _unsure
+
+    unsure, whole, apart = _unsure(), normalizers.NFC(), normalizers.NFD()
+    changed = 0
+    for code in range(0x80, 0x110000):
+        if 0xAC00 <= code <= 0xDFFF or 0x34000 <= code < 0xE0000:  # Hangul, of which a few do; nothing
+            continue
+        character = chr(code)
+        decomposed = apart.normalize_str(character)
+        beside = [("\u0315" + character, character), (character + "\u0334", character)]  # marks of a high and a low class
+        for text, deciding in [(character, character), (decomposed, decomposed), *beside]:
+            if whole.normalize_str(text) != text:
+                changed += 1
+                assert any(unsure[ord(part)] for part in deciding), hex(code)
+    assert changed > 2000
+    assert all(unsure[ord(part)] for syllable in "한글각" for part in apart.normalize_str(syllable)[1:])
 
 
 def test_special_tokens_in_a_text_are_text(tokenizers_by_name: dict[str, Any]) -> None:
