@@ -161,7 +161,7 @@ def _unsure() -> np.ndarray:
     unsure = np.zeros(_CODES, dtype=bool)
     for code in range(0x300, 0x110000):
         character = chr(code)
-        unsure[code] = (
+        unsure[code] |= (
             unicodedata.category(character) == "Cn"
             or unicodedata.combining(character) > 0
             or not unicodedata.is_normalized("NFC", character)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from llmkit.tokens.encoders import Encoder, StandardEncoder
 
 _SPLITS = ("train", "validation")
-_LARGE = 4 << 20  # bytes of Parquet; the fast encoder takes longer to start than less takes without it
+_LARGE = 2 << 20  # bytes of Parquet; the fast encoder takes longer to start than less takes without it
 _GROUPS, _A_GROUP = 20, 10  # row groups and documents in each that both encoders are compared on before
-_COMPARED, _RECHECKED = 20_000, 2_000  # characters of a document, before and on the way
+_COMPARED, _RECHECKED = 5_000, 2_000  # characters of a document, before and on the way
 
 
 @dataclass(kw_only=True)
