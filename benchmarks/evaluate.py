@@ -18,24 +18,21 @@ import argparse
 import csv
 import json
 import math
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pretrain import ROOT, commit, environment, hardware, versions, working_directory
+from pretrain import working_directory
+from rounds import alternating, give, log_entry, plain, ratio, take, version_elsewhere
 
 # Python puts a script's directory first on the import path, where this file would hide the package `evaluate`.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
 _AGREES = 1e-4
-_RESULT = "result: "
 _NEEDS = {"lm-eval": "lm_eval", "evaluate.evaluator": "evaluate"}
 _JOBS = {
     "rolling perplexity": ("llmkit", "lm-eval"),
@@ -59,15 +56,24 @@ def main() -> int:
         ]
         for job in arguments.jobs:
             runs: dict[str, list[dict[str, Any]]] = {side: [] for side in _JOBS[job] if is_there(side, case)}
-            for number in range(arguments.rounds):
-                for side in runs if number % 2 == 0 else reversed(runs):
-                    runs[side].append(measure(case, job, side))
-                    told = ", ".join(f"{name} {runs[side][-1][name]:.1f} s" for name in ("processor", "wall"))
-                    print(f"round {number + 1}: {job}, {side}: {told}", file=sys.stderr)
+            for number, side in alternating(list(runs), arguments.rounds):
+                found = take(sys.executable if side == "llmkit" else case["python"], __file__, case, job, side)
+                runs[side].append(found)
+                told = ", ".join(f"{name} {found[name]:.1f} s" for name in ("processor", "wall"))
+                print(f"round {number + 1}: {job}, {side}: {told}", file=sys.stderr)
             lines += rows(job, runs, case)
         print("\n".join(lines))
         if arguments.log:
-            print("\n" + log_entry(lines, case))
+            peers = "".join(
+                f", {name} {found}" for name in _NEEDS.values() if (found := version_elsewhere(case["python"], name))
+            )
+            measured = (
+                f"a GPT-2 of {case['layers']} layers and width {case['width']}, context {case['context']}, a DistilBERT of "
+                f"half as many layers, random weights; {len(case['documents'])} documents, {len(case['texts'])} examples; "
+                f"{case['rounds']} rounds, the order turned round each time"
+            )
+            title = "how fast llmkit evaluates, beside lm-eval, Trainer.predict and evaluate"
+            print("\n" + log_entry(title, __file__, case, measured, lines, peers))
     return 0
 
 
@@ -112,7 +118,7 @@ def prepare(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
         with arguments.choices.open(encoding="utf-8") as file:
             reviews = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[: arguments.max_examples]
     case = {
-        **{key: value for key, value in vars(arguments).items() if not isinstance(value, Path)},
+        **plain(arguments),
         "place": str(place),
         "device": "cpu",
         "causal": str(place / "causal"),
@@ -125,7 +131,6 @@ def prepare(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
     lines = arguments.documents.read_text(encoding="utf-8").splitlines() if arguments.documents else []
     make_models([*lines, *case["questions"]], case)
     write_tasks(case)
-    (place / "case.json").write_text(json.dumps(case), encoding="utf-8")
     return case
 
 
@@ -235,8 +240,7 @@ def run_side(case: dict[str, Any], job: str, side: str) -> None:
     score(min(4, count))
     wall, processor = time.perf_counter(), time.process_time()
     values = score(count)
-    found = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor, "values": values}
-    print(_RESULT + json.dumps(found), flush=True)
+    give({"wall": time.perf_counter() - wall, "processor": time.process_time() - processor, "values": values})
 
 
 def perplexity_of_llmkit(case: dict[str, Any]) -> Scoring:
@@ -420,22 +424,6 @@ def _runs(case: dict[str, Any], code: str) -> bool:
     return subprocess.run([case["python"], "-c", code], cwd=case["place"], capture_output=True).returncode == 0
 
 
-def measure(case: dict[str, Any], job: str, side: str) -> dict[str, Any]:
-    """Run a side once, in a process of its own.
-
-    Raises:
-        SystemExit: it failed; with the end of its output.
-    """
-    python = sys.executable if side == "llmkit" else case["python"]
-    command = [python, str(Path(__file__).resolve()), "--side", f"{case['place']}/case.json", job, side]
-    variables = {**environment(case), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=case["place"], env=variables, capture_output=True, text=True)
-    found = [line for line in done.stdout.splitlines() if line.startswith(_RESULT)]
-    if done.returncode != 0 or not found:
-        raise SystemExit(f"{side} failed:\n{shlex.join(command)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
-    return json.loads(found[-1].removeprefix(_RESULT))
-
-
 def rows(job: str, runs: dict[str, list[dict[str, Any]]], case: dict[str, Any]) -> list[str]:
     """A line of the table for each peer."""
     ours, lines = runs["llmkit"], []
@@ -444,13 +432,12 @@ def rows(job: str, runs: dict[str, list[dict[str, Any]]], case: dict[str, Any]) 
         if side == "llmkit":
             continue
         ratios = {
-            clock: [their[clock] / our[clock] for our, their in zip(ours, theirs, strict=True)]
-            for clock in ("processor", "wall")
+            clock: ratio([run[clock] for run in theirs], [run[clock] for run in ours]) for clock in ("processor", "wall")
         }
         rates = [count / statistics.median(run["processor"] for run in both) for both in (ours, theirs)]
         lines.append(
-            f"| {job} | {side} | {statistics.median(ratios['processor']):.2f} | {min(ratios['processor']):.2f} to "
-            f"{max(ratios['processor']):.2f} | {statistics.median(ratios['wall']):.2f} | {rates[0]:,.1f}, {rates[1]:,.1f} | "
+            f"| {job} | {side} | {ratios['processor']} | {ratios['wall'].split(' | ')[0]} | "
+            f"{rates[0]:,.1f}, {rates[1]:,.1f} | "
             f"{difference(job, side, ours[0]['values'], theirs[0]['values'], case)} |"
         )
     return lines
@@ -480,28 +467,6 @@ def _flat(value: Any) -> list[float]:
 
 def _verdict(apart: float) -> str:
     return "" if apart <= _AGREES else ": NOT THE SAME"
-
-
-def log_entry(lines: list[str], case: dict[str, Any]) -> str:
-    """An entry for benchmarks/LOG.md, in its form."""
-    command = [case["python"], "-c", "from importlib import metadata as m; print(m.version('lm_eval'), m.version('evaluate'))"]
-    said = subprocess.run(command, capture_output=True, text=True).stdout.split()
-    peers = f", lm_eval {said[0]}, evaluate {said[1]}" if len(said) == 2 else ""
-    return "\n".join(
-        [
-            f"## {date.today().isoformat()}: how fast llmkit evaluates, beside lm-eval, Trainer.predict and evaluate",
-            "",
-            f"- llmkit: {commit()}; Python {platform.python_version()}, {', '.join(versions())}{peers}",
-            f"- hardware: {hardware(case)}",
-            f"- measured: `{shlex.join(['python', 'benchmarks/evaluate.py', *sys.argv[1:]])}`; a GPT-2 of {case['layers']} "
-            f"layers and width {case['width']}, context {case['context']}, a DistilBERT of half as many layers, random "
-            f"weights; {len(case['documents'])} documents, {len(case['texts'])} examples; {case['rounds']} rounds, the order "
-            "turned round each time",
-            "- result:",
-            "",
-            *lines,
-        ]
-    )
 
 
 if __name__ == "__main__":

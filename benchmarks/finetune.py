@@ -20,18 +20,17 @@ import argparse
 import json
 import math
 import os
-import platform
 import re
 import shlex
 import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pretrain import ROOT, Side, commit, environment, hardware, measure, versions, working_directory
+from pretrain import ROOT, Side, environment, measure, working_directory
+from rounds import alternating, log_entry, plain, ratio
 
 _STEP = re.compile(r"step +\d+/\d+  loss")
 _LOSS = re.compile(r"'loss':")
@@ -55,21 +54,26 @@ def main() -> int:
     with working_directory(arguments.keep) as place:
         case = prepare(arguments, place)
         variants = sides_of(case)
-        for number in range(arguments.rounds):
-            for variant in variants if number % 2 == 0 else reversed(variants):
-                output = place / f"{variant.name.replace(' ', '-').replace(',', '')}-{number}"
-                side = side_of(variant, case, output, number)
-                run = measure(side, case)
-                variant.rates.append(run.tokens_per_second)
-                variant.seconds.append(run.seconds)
-                for name, value in evaluate(case, output).items():
-                    variant.scores.setdefault(name, []).append(value)
-                told = ", ".join(f"{name} {values[-1]:.3f}" for name, values in variant.scores.items())
-                print(f"round {number + 1}: {variant.name}  {variant.rates[-1]:,.1f} examples/s, {told}", file=sys.stderr)
+        for number, variant in alternating(variants, arguments.rounds):
+            output = place / f"{variant.name.replace(' ', '-').replace(',', '')}-{number}"
+            side = side_of(variant, case, output, number)
+            run = measure(side, case)
+            variant.rates.append(run.tokens_per_second)
+            variant.seconds.append(run.seconds)
+            for name, value in evaluate(case, output).items():
+                variant.scores.setdefault(name, []).append(value)
+            told = ", ".join(f"{name} {values[-1]:.3f}" for name, values in variant.scores.items())
+            print(f"round {number + 1}: {variant.name}  {variant.rates[-1]:,.1f} examples/s, {told}", file=sys.stderr)
         lines = table(variants)
         print("\n".join(lines))
         if arguments.log:
-            print("\n" + log_entry(lines, case))
+            measured = (
+                f"an encoder of {case['layers']} layers and width {case['width']} "
+                f"({case['parameters'] / 1e6:.1f} M parameters), {case['examples']:,} examples, {case['batch']} a step; "
+                f"{case['rounds']} seeds, the order turned round each time"
+            )
+            title = "how fast llmkit fine-tunes, beside the scripts of transformers"
+            print("\n" + log_entry(title, __file__, case, measured, lines))
     return 0
 
 
@@ -117,7 +121,7 @@ def prepare(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
         rows = read_table(path)
         splits[split] = rows[: arguments.max_train_samples] if split == "train" else rows
     case = {
-        **{key: value for key, value in vars(arguments).items() if not isinstance(value, Path)},
+        **plain(arguments),
         "place": str(place),
         "scripts": str(arguments.scripts.resolve()) if arguments.scripts else None,
         "model": str(place / "model"),
@@ -284,34 +288,15 @@ def table(variants: list[Variant]) -> list[str]:
         f"|{'---|' * (5 + len(names))}",
     ]
     for variant in variants:
-        ratios = [ours / theirs for ours, theirs in zip(variants[0].rates, variant.rates, strict=True)]
         scores = [
             f"{statistics.mean(values):.3f} (sd {statistics.stdev(values) if len(values) > 1 else math.nan:.3f})"
             for values in variant.scores.values()
         ]
         lines.append(
-            f"| {variant.name} | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} | "
+            f"| {variant.name} | {ratio(variants[0].rates, variant.rates)} | "
             f"{statistics.median(variant.rates):,.0f} | {statistics.median(variant.seconds):.0f} s | {' | '.join(scores)} |"
         )
     return lines
-
-
-def log_entry(lines: list[str], case: dict[str, Any]) -> str:
-    """An entry for benchmarks/LOG.md, in its form."""
-    size = f"an encoder of {case['layers']} layers and width {case['width']} ({case['parameters'] / 1e6:.1f} M parameters)"
-    return "\n".join(
-        [
-            f"## {date.today().isoformat()}: how fast llmkit fine-tunes, beside the scripts of transformers",
-            "",
-            f"- llmkit: {commit()}; Python {platform.python_version()}, {', '.join(versions())}",
-            f"- hardware: {hardware(case)}",
-            f"- measured: `{shlex.join(['python', 'benchmarks/finetune.py', *sys.argv[1:]])}`; {size}, {case['examples']:,} "
-            f"examples, {case['batch']} a step; {case['rounds']} seeds, the order turned round each time",
-            "- result:",
-            "",
-            *lines,
-        ]
-    )
 
 
 if __name__ == "__main__":

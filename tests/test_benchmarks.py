@@ -106,3 +106,20 @@ def test_the_benchmark_of_evaluation_prints_its_table_and_finds_the_same_numbers
     assert float(found["Trainer.predict"][3]) > 0
     assert "in probability" in found["Trainer.predict"][7] and "NOT THE SAME" not in done.stdout
     assert "- hardware:" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_tokenisation_prints_its_table_and_finds_the_same_tokens(corpus: Artefact, tmp_path: Path) -> None:
+    """Of llmkit's two ways; beside datatrove where it is installed."""
+    words = ["--corpus", str(corpus.directory), "--vocab_size", "400", "--rounds", "2", "--keep", str(tmp_path), "--log"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "corpus_tokens.py"), *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {cells[1]: cells for line in done.stdout.splitlines() if len(cells := [c.strip() for c in line.split("|")]) > 6}
+    assert rows["llmkit"][3] == "1.00"
+    assert rows["llmkit --fast false"][9] == "the same" and float(rows["llmkit --fast false"][7]) > 0
+    assert "- measured: `python benchmarks/corpus_tokens.py --corpus" in done.stdout

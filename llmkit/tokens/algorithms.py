@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # How byte-level BPE cuts text before it merges: a word takes the space before it, digits stand alone (so that numbers are
 # written the same way everywhere), Han characters never merge with Latin letters, line ends keep together.
-_PIECES = Regex(
+PIECES = (
     r"'(?:[sdmtSDMT]|ll|ve|re|LL|VE|RE)"
     r"|[^\r\n\p{L}\p{N}]?(?:\p{Han}+|(?:(?!\p{Han})[\p{L}\p{M}])+)"
     r"|\p{N}"
@@ -72,7 +72,7 @@ def _build(config: TokenizerConfig, special: list[str], unknown: str | None) -> 
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(_PIECES, behavior="isolated"),
+                pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )

@@ -105,28 +105,52 @@ class ShardWriter:
         self._name = f"{self.split}-{len(self.shards):05d}"
         self._file = (self.directory / f"{self._name}.bin").open("wb")
         self._digest = hashlib.sha256()
-        self._offsets = [0]
+        self._lengths: list[np.ndarray] = []
+        self._tokens = 0
         self._bytes = 0
 
     def add(self, ids: list[int], text_bytes: int) -> None:
         """Append a document, its EOS included. A document never spans two shards."""
-        if self._offsets[-1] and self._offsets[-1] + len(ids) > self.limit:
-            self._close_current()
-            self._open_next()
-        data = np.asarray(ids, dtype=self.dtype).tobytes()
-        self._file.write(data)
-        self._digest.update(data)
-        self._offsets.append(self._offsets[-1] + len(ids))
-        self._bytes += text_bytes
+        self.add_all(np.array(ids), np.array([len(ids)]), np.array([text_bytes]))
+
+    def add_all(self, ids: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray) -> None:
+        """Append documents, one after the other in ids of shape [tokens], each with its EOS.
+
+        Args:
+            lengths: how many tokens each has, shape [documents].
+            text_bytes: UTF-8 bytes of the text of each, shape [documents].
+
+        Raises:
+            DataError: an id is larger than the dtype can say.
+        """
+        if len(ids) and ids.max() > np.iinfo(self.dtype).max:
+            raise DataError(f"token {ids.max()} does not fit into {self.dtype}: the tokenizer leaves ids out")
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        first = 0
+        while first < len(lengths):
+            last = int(np.searchsorted(ends, ends[first] + self.limit - self._tokens, side="right")) - 1
+            if last <= first:  # the next has no room here, or nowhere
+                if self._tokens:
+                    self._close_current()
+                    self._open_next()
+                    continue
+                last = first + 1
+            data = ids[ends[first] : ends[last]].astype(self.dtype).tobytes()
+            self._file.write(data)
+            self._digest.update(data)
+            self._lengths.append(lengths[first:last])
+            self._tokens += int(ends[last] - ends[first])
+            self._bytes += int(text_bytes[first:last].sum())
+            first = last
 
     def _close_current(self) -> None:
         self._file.close()
-        documents = len(self._offsets) - 1
-        if documents == 0:
+        if not self._tokens:
             (self.directory / f"{self._name}.bin").unlink()
             return
-        np.save(self.directory / f"{self._name}.offsets.npy", np.asarray(self._offsets, dtype=np.int64))
-        self.shards.append(Shard(self._name, self._offsets[-1], documents, self._bytes, self._digest.hexdigest()))
+        offsets = np.cumsum(np.concatenate([[0], *self._lengths]), dtype=np.int64)
+        np.save(self.directory / f"{self._name}.offsets.npy", offsets)
+        self.shards.append(Shard(self._name, self._tokens, len(offsets) - 1, self._bytes, self._digest.hexdigest()))
 
     def __enter__(self) -> ShardWriter:
         return self
