@@ -176,12 +176,13 @@ class _Rows:
         rules = pyarrow.array(self._rules)
         rejects = batch.append_column("rule", rules).append_column("value", pyarrow.array(self._values))
         writers[REJECTS].write(rejects.filter(pyarrow.compute.not_equal(rules, "")))
-        signals = [name for name in self._table.column_names if name not in (*COLUMNS, "rule", "value")]
+        names = [name for name in self._table.column_names if name not in (*COLUMNS, "rule", "value")]
+        signals = {name: self._table[name].combine_chunks() for name in names}
         if signals:
-            arrays = [batch["id"], rules, *(self._table[name].combine_chunks() for name in signals)]
-            writers[SIGNALS].write(pyarrow.record_batch(arrays, names=["id", "rule", *signals]))
+            writers[SIGNALS].write(pyarrow.record_batch([batch["id"], rules, *signals.values()], names=["id", "rule", *names]))
         self._count(output, sources)
-        statistics.add_rows(self.texts, ids, sources, metadata, self._splits, self._rules, self._values)
+        measured = {name: values.to_numpy(zero_copy_only=False) for name, values in signals.items()}
+        statistics.add_rows(self.texts, ids, sources, metadata, self._splits, self._rules, self._values, measured)
 
     def _count(self, output: Output, sources: list[str]) -> None:
         output.rejected += self._new

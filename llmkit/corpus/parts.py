@@ -117,6 +117,20 @@ def make_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
     return tally.to_json()
 
 
+def kept_texts(directory: Path, number: int, rows: list[int]) -> Iterator[str]:
+    """Texts of a part by their number among those that the first pass kept; the numbers are in order."""
+    wanted = iter(rows)
+    row, before = next(wanted, -1), 0
+    with pyarrow.parquet.ParquetFile(part_file(directory, number)) as table:
+        for group in range(table.num_row_groups):
+            columns = table.read_row_group(group, columns=["text", "rule"])
+            kept = [place for place, rule in enumerate(columns["rule"].to_pylist()) if not rule]
+            while 0 <= row < before + len(kept):
+                yield columns["text"][kept[row - before]].as_py()
+                row = next(wanted, -1)
+            before += len(kept)
+
+
 def call(payload: dict[str, Any], _: Path) -> dict[str, Any]:
     """A step of the decision on duplicates, as a task."""
     found(payload["function"])(payload["payload"])
@@ -235,11 +249,12 @@ def _steps(settings: str) -> list[Step]:
     if config.identify_language or config.languages:
         from llmkit.corpus.languages import Languages
 
-        steps.append(Languages(config.languages, config.min_language_score))
+        least = config.min_language_score if config.languages else 0.0
+        steps.append(Languages(config.languages, least, config.remove_foreign_paragraphs))
     if config.pii != "keep":
-        from llmkit.corpus.pii import Pii
+        from llmkit.corpus.pii import TYPES, Pii
 
-        steps.append(Pii(config.pii, config.pii_types))
+        steps.append(Pii(config.pii, config.pii_types or TYPES))
     if config.filters:
         from llmkit.corpus.quality.step import Quality
 
@@ -248,5 +263,6 @@ def _steps(settings: str) -> list[Step]:
     if config.decontaminate:
         from llmkit.corpus.contamination import Contamination, evaluation_texts
 
-        steps.append(Contamination(evaluation_texts(config.decontaminate)))
+        names, texts = zip(*evaluation_texts(config.decontaminate), strict=True)
+        steps.append(Contamination(texts, names))
     return steps

@@ -92,7 +92,25 @@ class _Run:
             is_small = sum(part.size for part in self._plan.parts) < _ALONE
             self._tasks("llmkit.corpus.parts:call", f"duplicates-{next(rounds)}", calls, here=is_small)
 
-        return asdict(decide(marks, duplicate_settings(self._config), decisions_of(self._scratch), run))
+        settings = duplicate_settings(self._config)
+        found = asdict(decide(marks, settings, decisions_of(self._scratch), run))
+        return {**found, **self._near_quality()} if settings.near else found
+
+    def _near_quality(self) -> dict[str, Any]:
+        """How well near duplicates are found: in theory, and on a sample of this corpus."""
+        from llmkit.corpus.duplicates.curve import collision_curve, sample_quality
+        from llmkit.corpus.duplicates.sample import sample
+        from llmkit.corpus.parts import decisions_of, duplicate_settings, kept_texts
+
+        rows: dict[int, list[int]] = {}
+        for part, row in sample(decisions_of(self._scratch)):
+            rows.setdefault(part, []).append(row)
+        texts = [text for part, some in rows.items() for text in kept_texts(self._scratch, part, some)]
+        curve = collision_curve(self._config.minhash_bands, self._config.minhash_rows)
+        return {
+            "curve": [[point["jaccard"], point["probability"]] for point in curve],
+            "sample": sample_quality(texts, duplicate_settings(self._config)),
+        }
 
     def second_pass(self, tally: Tally) -> Output:
         """Write the shards of all parts.

@@ -65,6 +65,8 @@ class PreprocessConfig(StageConfig):
     """Keep documents in these languages only: ISO 639-1 codes; `zh` is both `zh-hans` and `zh-hant`."""
     min_language_score: float = 0.5
     """The least probability of the language for a document to be kept, where `languages` are given."""
+    remove_foreign_paragraphs: bool = False
+    """Whether paragraphs in another language are removed from documents that are kept for their `languages`."""
     pii: Literal["keep", "replace", "drop"] = "keep"
     """Personal data (e-mail, phone and card numbers, keys): kept, replaced by typed placeholders, or the document dropped."""
     pii_types: list[str] | None = None
@@ -130,6 +132,16 @@ class PreprocessConfig(StageConfig):
             from llmkit.corpus.quality.rules import problems
 
             yield from problems(self.filters, self.thresholds)
+        if self.pii_types is not None:
+            from llmkit.corpus.pii import TYPES
+
+            for name in self.pii_types:
+                if name not in TYPES:
+                    yield f"pii_types: {name!r} is none of {', '.join(TYPES)}"
+        if self.pii_types is not None and self.pii == "keep":
+            yield "pii_types are given, but pii is keep; say --pii replace or --pii drop"
+        if self.remove_foreign_paragraphs and not self.languages:
+            yield "remove_foreign_paragraphs is given without languages"
         if self.words not in _WORDS:
             yield f"words: {self.words!r} is none of {', '.join(_WORDS)}"
 
