@@ -160,9 +160,8 @@ def _ends_spaced(text: str, match: re.Match[str]) -> bool:
         return False
     if lower in _SELDOM or re.fullmatch(r"(?:[A-Za-z]\.)+[A-Za-z]", word):
         return after.casefold() in _STARTERS and after[0].isupper()
-    if word.isdigit() and len(word) <= 3 and _starts_line(text, match.start() - len(word)):
-        return False  # the number of an item
-    return True
+    numbers_an_item = word.isdigit() and len(word) <= 3 and _starts_line(text, match.start() - len(word))
+    return not numbers_an_item
 
 
 _NEXT = re.compile(r"[^\w]*(\w*)")
