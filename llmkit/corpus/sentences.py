@@ -1,7 +1,8 @@
 """A text cut into sentences: by rules for English and Chinese, by NLTK's Punkt, or by spaCy's sentencizer.
 
 White space stays with the sentence before it, so that the sentences joined are the text again, whichever splitter made them.
-A line end alone ends no sentence, since lines are wrapped within sentences; a blank line always does. Punkt knows only marks with white space after them, and leaves Chinese in one piece.
+A line end alone ends no sentence, since lines are wrapped within sentences; a blank line always does. Punkt knows only marks
+with white space after them, and leaves Chinese in one piece.
 """
 
 from __future__ import annotations
