@@ -69,7 +69,7 @@ _PATTERN = re.compile(
     r"|by (?:continuing|using) (?:to (?:use|browse) )?(?:this|our) (?:web)?site,? you (?:agree|accept|consent)\b.*"
     r"|(?:click|tap) here to (?:read|view|see|subscribe|download|continue|log ?in|sign|share)\b.*"
     r"|share (?:this )?(?:on|to|via|with)(?: (?:facebook|twitter|x|linkedin|whatsapp|email|pinterest|reddit)[,/|]?)+"
-    r"|(?:please )?(?:log ?in|sign in|sign up|register) (?:or (?:log ?in|sign up|register) )?to (?:comment|reply|post|view)\b.*"
+    r"|(?:please )?(?:log ?in|sign in|sign up|register) (?:or (?:log ?in|sign up|register) )?to (?:comment|reply|view)\b.*"
     r"|(?:©|copyright)?.{0,20}(?:版权所有|版權所有)(?![者人权權的]).{0,30}"
     r"|分享(?:到|至)[:： ]?.{0,25}"
     r"|(?:上|下)一(?:篇|页|頁|章|条)[:：].{0,35}"

@@ -7,10 +7,10 @@ walks it in compiled code: the same labels as py3langid, several times as fast.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,8 @@ _HEAD, _MIDDLE = 1500, 500
 _PARAGRAPH = 500
 _LONG_ENOUGH, _LONG_ENOUGH_HAN = 100, 30
 _SURE = 0.8
-_COUNTED = 4 * (_HEAD + _MIDDLE) + 2
+_UNSPACED = re.compile(f"[\u3040-\u30ff{HAN}]")
+_COUNTED = 4 * (_HEAD + _MIDDLE) + 2  # how often an n-gram can be in what is read
 
 
 class Languages:
@@ -126,14 +127,7 @@ def identify(text: str) -> tuple[str, float]:
 
 def _mostly_spaced(line: str) -> bool:
     """Whether less than half of a line is Han characters or kana."""
-    return 2 * len(_unspaced().findall(line)) < len(line)
-
-
-@cache
-def _unspaced() -> Any:
-    import re
-
-    return re.compile(f"[\u3040-\u30ff{HAN}]")
+    return 2 * len(_UNSPACED.findall(line)) < len(line)
 
 
 @cache

@@ -1,7 +1,8 @@
 """A text cut into sentences: by rules for English and Chinese, by NLTK's Punkt, or by spaCy's sentencizer.
 
 White space stays with the sentence before it, so that the sentences joined are the text again, whichever splitter made them.
-A line end alone ends no sentence, since lines are wrapped within sentences; a blank line always does.
+A line end alone ends no sentence, since lines are wrapped within sentences; a blank line always does. Punkt knows only marks
+with white space after them, and leaves Chinese in one piece.
 """
 
 from __future__ import annotations
@@ -160,9 +161,8 @@ def _ends_spaced(text: str, match: re.Match[str]) -> bool:
         return False
     if lower in _SELDOM or re.fullmatch(r"(?:[A-Za-z]\.)+[A-Za-z]", word):
         return after.casefold() in _STARTERS and after[0].isupper()
-    if word.isdigit() and len(word) <= 3 and _starts_line(text, match.start() - len(word)):
-        return False  # the number of an item
-    return True
+    numbers_an_item = word.isdigit() and len(word) <= 3 and _starts_line(text, match.start() - len(word))
+    return not numbers_an_item
 
 
 _NEXT = re.compile(r"[^\w]*(\w*)")

@@ -16,19 +16,21 @@ from llmkit.corpus.batch import Batch
 from llmkit.corpus.pii import addresses, numbers, secrets
 from llmkit.errors import ConfigError
 
-_FINDERS: dict[str, Callable[[str], Iterator[tuple[int, int]]]] = {
+_ANYWHERE: dict[str, Callable[[str], Iterator[tuple[int, int]]]] = {
     "secret": secrets.secrets,
     "email": addresses.emails,
+    "ip": addresses.ip_addresses,
+}
+_NUMBERS: dict[str, Callable[[str, int, int], Iterator[tuple[int, int]]]] = {
     "iban": numbers.ibans,
     "chinese_id": numbers.chinese_ids,
     "credit_card": numbers.credit_cards,
-    "ip": addresses.ip_addresses,
     "chinese_mobile": numbers.chinese_mobiles,
     "phone": numbers.phones,
 }
-"""By type, in the order in which they claim a passage: those with a check digit before those without."""
 
-TYPES = tuple(_FINDERS)
+TYPES = (*_ANYWHERE, *_NUMBERS)
+"""In the order in which they claim a passage: of the numbers, those with a check digit before those without."""
 
 # Digits with only these between them may be one number, and 20 of those characters in a row may be a secret. Both tests
 # together cost a hundredth of what the patterns do.
@@ -38,7 +40,6 @@ _NUMBER = b"0" * 7
 _SECRET_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 _SECRETS = bytes.maketrans(_SECRET_CHARACTERS, b"0" * len(_SECRET_CHARACTERS))
 _SECRET = b"0" * secrets.SHORTEST
-_OF_NUMBERS = {"iban", "chinese_id", "credit_card", "chinese_mobile", "phone"}
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,17 @@ def _checked(types: Iterable[str]) -> tuple[str, ...]:
 
 def _find(text: str, types: tuple[str, ...]) -> list[Found]:
     coded = text.encode("utf-8", "surrogatepass")
-    numbered = _NUMBER in coded.translate(_DIGITS, _BETWEEN_DIGITS)
     secretive = _SECRET in coded.translate(_SECRETS)
+    passages = numbers.passages(text) if _NUMBER in coded.translate(_DIGITS, _BETWEEN_DIGITS) else []
     found: list[Found] = []
     for type_ in types:
-        if (numbered or type_ not in _OF_NUMBERS) and (secretive or type_ != "secret"):
-            for start, end in _FINDERS[type_](text):
-                if all(end <= other.start or other.end <= start for other in found):
-                    found.append(Found(type_, start, end))
+        if type_ in _NUMBERS:
+            spans = [span for first, last in passages for span in _NUMBERS[type_](text, first, last)]
+        else:
+            spans = list(_ANYWHERE[type_](text)) if secretive or type_ != "secret" else []
+        for start, end in spans:
+            if all(end <= other.start or other.end <= start for other in found):
+                found.append(Found(type_, start, end))
     return sorted(found, key=lambda item: item.start)
 
 

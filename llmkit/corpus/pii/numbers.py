@@ -1,10 +1,16 @@
-"""Numbers that belong to a person: of phones, payment cards, bank accounts and Chinese resident identity cards."""
+"""Numbers that belong to a person: of phones, payment cards, bank accounts and Chinese resident identity cards.
+
+Each kind is looked for within a passage of a text, from its first character to before its last.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from datetime import date
+
+_LONG_NUMBER = re.compile(r"[0-9](?:[ .\-()/]{0,3}[0-9]){6,}")
+_ROOM = 64  # the longest, a bank account in groups of four, has 41 characters, and 20 may say that a number is a phone's
 
 # Neither in the middle of a longer number nor of a name, an amount or a decimal.
 _START = r"(?<![A-Za-z0-9_])(?<![0-9][.,\-/:])(?<![$€£¥#=])"
@@ -79,9 +85,20 @@ _IN_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.\-]*://|www\.)[!-~]*$")
 _LONGEST_URL = 300
 
 
-def credit_cards(text: str) -> Iterator[tuple[int, int]]:
+def passages(text: str) -> list[tuple[int, int]]:
+    """Where numbers of at least seven digits stand, with room around them for whatever kind they might be; none overlap."""
+    found: list[tuple[int, int]] = []
+    for match in _LONG_NUMBER.finditer(text):
+        start, end = max(0, match.start() - _ROOM), match.end() + _ROOM
+        if found and start <= found[-1][1]:
+            start = found.pop()[0]
+        found.append((start, end))
+    return found
+
+
+def credit_cards(text: str, first: int, last: int) -> Iterator[tuple[int, int]]:
     """Where numbers of payment cards stand: known prefix, the length that goes with it, and Luhn's check digit."""
-    for match in _CARD.finditer(text):
+    for match in _CARD.finditer(text, first, last):
         digits = re.sub("[ -]", "", match[0])
         known = any(
             low <= int(digits[: len(str(low))]) <= high and len(digits) in lengths for low, high, lengths in _CARD_RANGES
@@ -96,9 +113,9 @@ def luhn(digits: str) -> bool:
     return sum(doubled) % 10 == 0
 
 
-def chinese_ids(text: str) -> Iterator[tuple[int, int]]:
+def chinese_ids(text: str, first: int, last: int) -> Iterator[tuple[int, int]]:
     """Where numbers of Chinese resident identity cards stand: province, date of birth and check character are right."""
-    for match in _CHINESE_ID.finditer(text):
+    for match in _CHINESE_ID.finditer(text, first, last):
         digits = match[0]
         try:
             date(int(digits[6:10]), int(digits[10:12]), int(digits[12:14]))
@@ -109,18 +126,18 @@ def chinese_ids(text: str) -> Iterator[tuple[int, int]]:
             yield match.span()
 
 
-def chinese_mobiles(text: str) -> Iterator[tuple[int, int]]:
+def chinese_mobiles(text: str, first: int, last: int) -> Iterator[tuple[int, int]]:
     """Where Chinese mobile numbers stand, with or without the country's code."""
-    for match in _CHINESE_MOBILE.finditer(text):
+    for match in _CHINESE_MOBILE.finditer(text, first, last):
         after = text[match.end() : match.end() + 2]
         goes_on = re.match(r"[A-Za-z0-9_]|[.,\-/:][0-9]", after)
         if not goes_on and not in_url(text, match.start()):
             yield match.span()
 
 
-def ibans(text: str) -> Iterator[tuple[int, int]]:
+def ibans(text: str, first: int, last: int) -> Iterator[tuple[int, int]]:
     """Where international bank account numbers stand: the length of the country, and the remainder 1 modulo 97."""
-    for match in _IBAN_START.finditer(text):
+    for match in _IBAN_START.finditer(text, first, last):
         length = _IBAN_LENGTHS.get(match[0][:2], 0)
         end, characters = match.start(), ""
         while len(characters) < length and end < len(text):
@@ -141,10 +158,10 @@ def _remainder(iban: str) -> int:
     return int("".join(str(int(char, 36)) for char in iban[4:] + iban[:4])) % 97
 
 
-def phones(text: str) -> Iterator[tuple[int, int]]:
+def phones(text: str, first: int, last: int) -> Iterator[tuple[int, int]]:
     """Where phone numbers stand: written as only they are, or said to be one."""
     for pattern, group in ((_PHONE, 0), (_SAID_TO_BE_A_PHONE, "number")):
-        for match in pattern.finditer(text):
+        for match in pattern.finditer(text, first, last):
             number = match[group]
             count = sum(char.isdigit() for char in number)
             is_date = _DATE.search(number) is not None
