@@ -22,7 +22,10 @@ def normalise(text: str) -> str:
     """
     text = _LINE_ENDS.sub("\n", text)
     # Before NFC, since what is removed may stand between a letter and its accent.
-    text = _ZERO_WIDTH.sub("", _REMOVED.sub("", text))
-    text = unicodedata.normalize("NFC", text)
+    text = _REMOVED.sub("", text)
+    if "\u200b" in text:
+        text = _ZERO_WIDTH.sub("", text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
     text = "\n".join(line.rstrip() for line in text.split("\n"))
     return _MANY_BLANK_LINES.sub("\n\n\n", text).strip("\n")
