@@ -234,6 +234,7 @@ def test_all_rules_together_say_what_datatrove_says_of_real_documents() -> None:
     assert len(counted) > 4 and counted[""] > 5
 
 
+@pytest.mark.slow
 def test_hand_made_documents_fail_every_rule() -> None:
     good = "\n".join(f"The {number} of them have to be with that thing, and {number * number} more." for number in range(20))
     texts = [

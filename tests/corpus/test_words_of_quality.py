@@ -53,12 +53,14 @@ def test_words_by_white_space_are_what_stands_between() -> None:
 
 def test_spacy_words_have_no_white_space_and_stand_in_bytes_where_they_are() -> None:
     pytest.importorskip("spacy")
-    texts = ["Don't go\n\n to  U.S. cafés…", "", "你好 🙂 ok"]
-    encoded = [text.encode() for text in texts]
+    texts = ["Don't go\n\n to  U.S. cafés…", "", "你好 🙂 ok", "a \ud800 b"]
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     found, offsets = spans(texts, encoded)
     joined = b"".join(encoded)
     for number, text in enumerate(texts):
-        here = [joined[start:end].decode() for start, end in found[offsets[number] : offsets[number + 1]]]
+        here = [
+            joined[start:end].decode("utf-8", "surrogatepass") for start, end in found[offsets[number] : offsets[number + 1]]
+        ]
         assert here == split(text, "spacy") and all(word == word.strip() != "" for word in here)
     assert split(texts[0], "spacy") == ["Do", "n't", "go", "to", "U.S.", "cafés", "…"]
 

@@ -45,7 +45,7 @@ CLEAN_COLUMNS = ("lorem_ipsum_lines", "curly_bracket_lines", "sentences", "kept_
 
 _PARAGRAPHS, _TOP, _WORDS, _LINES = 2, 6, 15, 23  # the first column of each kind
 _NEVER = np.nan
-_BASE, _STEP, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0xBF58476D1CE4E5B9)
+BASE, _STEP, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0xBF58476D1CE4E5B9)
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 _N = np.array([[2, 3, 4, 5, 6, 7, 8, 9, 10], [3, 5, 6, 8, 10, 11, 13, 14, 16]])
 """Lengths of n-grams, in words; where the script has no spaces in characters, 1.6 times as many."""
@@ -118,7 +118,7 @@ def _read(data: Any, start: int, end: int, classes: Any, counts: Any, lines: Any
                 break
             counts[_NEWLINES] += 1
         else:
-            line_characters, line_hash, last = line_characters + 1, line_hash * _BASE + np.uint64(code + 1), code
+            line_characters, line_hash, last = line_characters + 1, line_hash * BASE + np.uint64(code + 1), code
         counts[_CHARACTERS] += 1
         if kind & SPACE:
             gap = True
@@ -151,7 +151,7 @@ def _read(data: Any, start: int, end: int, classes: Any, counts: Any, lines: Any
             letters = at
             while at < end and data[at] < 0x80 and classes[data[at]] & LETTER:
                 last = np.int64(data[at])
-                line_hash = line_hash * _BASE + np.uint64(last + 1)
+                line_hash = line_hash * BASE + np.uint64(last + 1)
                 at += 1
             line_characters += at - letters
             counts[_CHARACTERS] += at - letters
@@ -178,7 +178,7 @@ def _read_word(data: Any, at: int, end: int, classes: Any, by: int, stops: Any, 
     in_letter = by == BY_PATTERN and not in_run and not in_signs
     value, characters, kinds, real = _ZERO, 0, 0, False
     while True:
-        value = value * _BASE + np.uint64(code + 1)
+        value = value * BASE + np.uint64(code + 1)
         characters, kinds, real = characters + 1, kinds | kind, real or not kind & SYMBOL
         at += size
         if at >= end:
@@ -245,7 +245,7 @@ def _characters_hash(data: Any, start: int, end: int) -> Any:
     value, characters, at = _ZERO, 0, start
     while at < end:
         code, size = _decoded(data, at)
-        value, characters, at = value * _BASE + np.uint64(code + 1), characters + 1, at + size
+        value, characters, at = value * BASE + np.uint64(code + 1), characters + 1, at + size
     return value, characters
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from llmkit.corpus.quality import lines as c4
 from llmkit.corpus.quality.characters import classes
 from llmkit.corpus.quality.lines import LineRules
+from llmkit.corpus.quality.signals import SIGNALS
 from llmkit.corpus.quality.words import DEFINITIONS, spacy_sentences, spans
 from llmkit.errors import DataError
 
@@ -100,49 +101,39 @@ def _from_arrow(array: Any) -> Packed:
 
 def measure_packed(documents: Packed, words: str, filters: Sequence[str], lines: LineRules) -> Measured:
     """As `measure`, with the texts that C4 leaves."""
-    kernel = _kernel()
     count, scripts = len(documents), np.full(len(documents), -1, dtype=np.int8)
-    groups = {"gopher_repetition": kernel.REPETITION, "gopher_quality": kernel.QUALITY, "fineweb": kernel.LINES}
-    cleaned = list(filters).index("c4") if "c4" in filters else len(filters)
-    signals = _run(documents, words, [groups[name] for name in filters[:cleaned]], scripts)
-    texts = None
-    if cleaned < len(filters):
+    before = list(filters).index("c4") if "c4" in filters else len(filters)
+    signals, texts = _run(documents, words, filters[:before], scripts), None
+    if before < len(filters):
         documents, found = _cleaned(documents, scripts, lines)
         texts = [documents.text(number) for number in range(count)]
-        signals.update(zip(kernel.CLEAN_COLUMNS, found.T, strict=True))
+        signals.update(zip(_kernel().CLEAN_COLUMNS, found.T, strict=True))
         if words == "spacy":
             kept = zip(texts, signals["kept_lines"], strict=True)
             signals["sentences"] = np.array([_spacy_count(text, int(number)) for text, number in kept], dtype=np.float64)
-        after = [groups[name] for name in filters[cleaned + 1 :]]
-        if after:
-            found_after = _run(documents, words, after, scripts)
-            signals.update({name: column for name, column in found_after.items() if name not in signals})
-    return Measured(signals, texts)
+        if filters[before + 1 :]:  # what is measured of every text is that of the whole one
+            signals = _run(documents, words, filters[before + 1 :], scripts) | signals
+    return Measured({name: signals[name] for name in SIGNALS if name in signals}, texts)
 
 
 def _spacy_count(text: str, kept_lines: int) -> int:
     return sum(spacy_sentences(line) for line in text.split("\n")) if kept_lines else 0
 
 
-def _run(documents: Packed, words: str, groups: list[int], scripts: np.ndarray) -> dict[str, np.ndarray]:
+def _run(documents: Packed, words: str, filters: Sequence[str], scripts: np.ndarray) -> dict[str, np.ndarray]:
+    """One compiled pass: the signals of filters other than c4, and those of every text."""
     kernel = _kernel()
     found, offsets = np.zeros((0, 2), dtype=np.int64), np.zeros(1, dtype=np.int64)
-    if words == "spacy" and groups:
+    if words == "spacy" and filters:
         texts = [documents.text(number) for number in range(len(documents))]
         found, offsets = spans(texts, [text.encode("utf-8", "surrogatepass") for text in texts])
         found += documents.offsets[0]
-    wanted = {0: "", kernel.REPETITION: "gopher_repetition", kernel.QUALITY: "gopher_quality", kernel.LINES: "fineweb"}
+    groups = {"gopher_repetition": kernel.REPETITION, "gopher_quality": kernel.QUALITY, "fineweb": kernel.LINES}
+    wanted, by = sum(groups[name] for name in filters), DEFINITIONS.index(words)
     out = np.full((len(documents), len(kernel.COLUMNS)), np.nan)
-    by = DEFINITIONS.index(words)
-    kernel.measure(documents.data, documents.offsets, classes(), _stops(), by, found, offsets, sum(groups), scripts, out)
-    names = [wanted[group] for group in (0, *groups)]
-    return {name: out[:, number].copy() for number, name in enumerate(kernel.COLUMNS) if _set_of(name) in names}
-
-
-def _set_of(name: str) -> str:
-    from llmkit.corpus.quality.signals import SIGNALS
-
-    return SIGNALS[name].group
+    kernel.measure(documents.data, documents.offsets, classes(), _stops(), by, found, offsets, wanted, scripts, out)
+    columns = zip(kernel.COLUMNS, out.T, strict=True)
+    return {name: column.copy() for name, column in columns if SIGNALS[name].group in ("", *filters)}
 
 
 def _cleaned(documents: Packed, scripts: np.ndarray, lines: LineRules) -> tuple[Packed, np.ndarray]:
@@ -180,7 +171,7 @@ def _phrases() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def _stops() -> np.ndarray:
     """The stop words as the compiled pass looks them up."""
     table = np.zeros((256, 2), dtype=np.uint64)
-    base, modulus = int(_kernel()._BASE), 1 << 64
+    base, modulus = int(_kernel().BASE), 1 << 64
     for number, word in enumerate(STOP_WORDS + UNSPACED_STOP_WORDS):
         value = 0
         for char in word:

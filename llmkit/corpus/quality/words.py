@@ -18,6 +18,8 @@ import numpy as np
 from llmkit.corpus.quality.characters import unspaced_letters, unspaced_marks
 from llmkit.errors import DataError
 
+_LONE = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs, which spaCy cannot read
+
 DEFINITIONS = ("unicode-run-1", "whitespace-1", "spacy")
 
 
@@ -68,7 +70,7 @@ def spacy_sentences(line: str) -> int:
     """How many sentences spaCy's rule-based splitter finds in a line; in an empty one FineWeb's pipeline counts one."""
     language = _language(len(line))
     with language.memory_zone():
-        return max(1, sum(1 for _ in language(line).sents))
+        return max(1, sum(1 for _ in language(_LONE.sub("\ufffd", line)).sents))
 
 
 def _spacy_spans(text: str) -> list[tuple[int, int]]:
@@ -76,7 +78,7 @@ def _spacy_spans(text: str) -> list[tuple[int, int]]:
     language = _language(len(text))
     found = []
     with language.memory_zone():
-        for token in language.tokenizer(text):
+        for token in language.tokenizer(_LONE.sub("\ufffd", text)):
             bare = token.text.strip()
             if bare:
                 start = token.idx + token.text.index(bare)
