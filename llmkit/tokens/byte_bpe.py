@@ -24,10 +24,11 @@ TOKEN_BITS, RANK_BITS, PLACE_BITS = 20, 23, 9
 LONGEST = 1 << PLACE_BITS
 """Bytes of a piece. Merging takes quadratic time, so that a document with a longer one is left to others."""
 
-_compiled = njit(
-    cache=True, _nrt=False
-)  # without counts of references, which half of the time would go to; nothing is allocated
-_NEVER = np.uint32((1 << 32) - 1)
+NEVER = np.uint32((1 << 32) - 1)
+"""The key of a pair that is not merged. A key is a rank, and below it a place, so that the lowest one is merged first."""
+
+# Nothing is allocated in here; to count references all the same would take half of the time.
+_compiled = njit(cache=True, _nrt=False)
 _RANK = (1 << RANK_BITS) - 1
 _NUMBER = np.uint64((1 << 20) - 1)
 _APOSTROPHE, _BLANK = ord("'"), ord(" ")
@@ -56,6 +57,8 @@ class Merges(NamedTuple):
     """The properties of each character, uint8 of shape [code points]."""
     byte_tokens: np.ndarray
     """The token of each byte, int32 of shape [256]."""
+    byte_keys: np.ndarray
+    """The keys of pairs of bytes, which every piece begins with, without a place; uint32 of shape [65536]."""
     pairs: np.ndarray
     """A hash table with open addressing, int64 of shape [slots]: two tokens and the rank of their merge; -1 in a free slot."""
     merged: np.ndarray
@@ -198,12 +201,12 @@ def fill(pairs, given):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _key(pairs, left, right, place):  # type: ignore[no-untyped-def]
-    """The rank of a pair's merge, and its place; _NEVER where there is no such merge."""
+    """The rank of a pair's merge, and its place; NEVER where there is no such merge."""
     pair = np.int64(left) << TOKEN_BITS | np.int64(right)
     slot = _slot(pair, len(pairs))
     while pairs[slot] >> RANK_BITS != pair:
         if pairs[slot] == -1:
-            return _NEVER
+            return NEVER
         slot = (slot + 1) & (len(pairs) - 1)
     return np.uint32((pairs[slot] & _RANK) << PLACE_BITS | place)
 
@@ -217,20 +220,21 @@ def _merge(text, start, stop, merges, work, ids, written):  # type: ignore[no-un
         tokens[place] = merges.byte_tokens[text[start + place]]
         before[place], behind[place] = place - 1, place + 1
     for place in range(count - 1):
-        keys[place] = _key(merges.pairs, tokens[place], tokens[place + 1], place)
-    keys[count - 1] = _NEVER
+        pair = np.int64(text[start + place]) << 8 | np.int64(text[start + place + 1])
+        keys[place] = merges.byte_keys[pair] | np.uint32(place)
+    keys[count - 1] = NEVER
     while True:
-        lowest = _NEVER
+        lowest = NEVER
         for place in range(count):
             lowest = min(lowest, keys[place])
-        if lowest == _NEVER:
+        if lowest == NEVER:
             break
         place = np.int64(lowest) & (LONGEST - 1)
         tokens[place] = merges.merged[lowest >> PLACE_BITS]
         right = behind[place]
-        keys[right] = _NEVER
+        keys[right] = NEVER
         right = behind[place] = behind[right]
-        keys[place] = _NEVER
+        keys[place] = NEVER
         if right < count:
             before[right] = place
             keys[place] = _key(merges.pairs, tokens[place], tokens[right], place)

@@ -19,9 +19,11 @@ from llmkit.tokens.byte_bpe import (
     LETTER,
     LOWER,
     MARK,
+    NEVER,
     NUMBER,
     ONE_CASE,
     OTHER,
+    PLACE_BITS,
     RANK_BITS,
     SPACE,
     TOKEN_BITS,
@@ -117,7 +119,12 @@ def merges_of(plan: Plan, with_nfc: bool) -> Merges:
     given = np.array(plan.merges, dtype=np.int64).reshape(-1, 3)
     fill(pairs, given[:, :2])
     kinds = _properties() | (np.uint8(UNSURE) * _unsure() if with_nfc else np.uint8(0))
-    return Merges(kinds, np.array(plan.byte_tokens, dtype=np.int32), pairs, given[:, 2].astype(np.int32))
+    values = {token: value for value, token in enumerate(plan.byte_tokens)}
+    byte_keys = np.full(1 << 16, NEVER, dtype=np.uint32)
+    for rank, (left, right, _) in enumerate(plan.merges):
+        if left in values and right in values:
+            byte_keys[values[left] << 8 | values[right]] = rank << PLACE_BITS
+    return Merges(kinds, np.array(plan.byte_tokens, dtype=np.int32), byte_keys, pairs, given[:, 2].astype(np.int32))
 
 
 def empty_memory() -> Memory:
