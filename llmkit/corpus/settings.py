@@ -74,7 +74,7 @@ class PreprocessConfig(StageConfig):
     filters: list[str] = option(factory=list)
     """Sets of quality rules, in order: gopher_repetition, gopher_quality, c4 (removes lines, too), fineweb."""
     thresholds: dict[str, Any] = option(factory=dict)
-    """Other thresholds for their rules, `{gopher_quality: {min_words: 20, max_symbol_ratio: null}}`; null switches one off."""
+    """Other thresholds for their rules, `{gopher_quality: {min_words: 20, max_hash_ratio: null}}`; null switches one off."""
     words: str = "unicode-run-1"
     """What a word is for the quality rules: unicode-run-1, whitespace-1, or spacy (an extra, and slow)."""
     min_chars: int = 1
