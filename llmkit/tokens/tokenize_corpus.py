@@ -41,8 +41,8 @@ class TokenizeConfig(StageConfig):
     """Documents encoded at once by the Rust threads of `tokenizers`, where the fast way is not taken."""
 
     fast: bool = option(True, identity=False)
-    """Encode byte-level BPE by compiled code, ten times as fast (`pip install "llmkit[corpus]"`). The ids are the same: both
-    ways are compared on documents of the corpus before and while it runs, and small corpora are not worth the start."""
+    """Encode byte-level BPE by compiled code, several times as fast (`pip install "llmkit[corpus]"`). The ids are the same:
+    both ways are compared on documents of the corpus before and while it runs, and small corpora are not worth the start."""
 
     def problems(self) -> Iterable[str]:
         for name in ("tokens_per_shard", "batch_documents"):

@@ -82,11 +82,11 @@ def test_text_is_repaired_and_cleared_of_menus(tmp_path: Path) -> None:
 
 
 def test_quality_rules_name_themselves_and_what_they_saw(tmp_path: Path) -> None:
-    texts = [PROSE, "Too few words.", "the price of one is now to be with you " * 20]
+    texts = [PROSE, "Too few words.", "the people have seen that water with other eyes " * 20]
     found = run(tmp_path, texts, filters=["gopher_quality", "gopher_repetition"])
     assert [row["id"] for row in found["train"]] == ["a.jsonl:1"]
     rules = {row["id"]: (row["rule"], float(row["value"])) for row in found["rejects"]}
-    assert rules["a.jsonl:2"] == ("gopher_quality.min_words", 4)
+    assert rules["a.jsonl:2"] == ("gopher_quality.min_words", 3)
     assert rules["a.jsonl:3"][0].startswith("gopher_repetition.")
     assert [row["rule"] for row in found["signals"]] == ["", *(rule for rule, _ in rules.values())]
 
@@ -125,7 +125,9 @@ def test_named_sources_with_a_weight_and_a_licence(tmp_path: Path) -> None:
 
 
 def test_web_pages_become_text(tmp_path: Path) -> None:
-    page = f"<html><head><title>Ferry</title></head><body><nav><a href=/>Home</a></nav><article><p>{PROSE}</p></article></body>"
+    page = (
+        f"<html><head><title>Ferry</title></head><body><nav><a href=/>Home</a></nav><article><p>{PROSE}</p></article></body>"
+    )
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     found = run(tmp_path, [], train_file=str(tmp_path / "page.html"))
     assert PROSE in found["train"][0]["text"]
@@ -168,7 +170,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "out"
 
 
-@pytest.mark.parametrize("least", [20, 80, 200])
+@pytest.mark.parametrize("least", [20, 80, 120])
 def test_a_trial_says_what_a_second_run_does(measured: Path, tmp_path: Path, least: int) -> None:
     trial = try_thresholds(measured, {"gopher_quality": {"min_words": least}})
     values = {"train_file": str(measured.parent / "a.jsonl"), "filters": ["gopher_quality"], "validation_fraction": 0}
