@@ -44,7 +44,7 @@ class Contamination:
 
     def __call__(self, batch: Batch) -> None:
         kept = list(batch.kept())
-        kept = [kept[number] for number in self._prefilter.maybe([batch.texts[place] for place in kept])]
+        kept = [kept[number] for number in self._prefilter.holders([batch.texts[place] for place in kept])]
         for number, text, gram in self._overlap.holders([batch.texts[place] for place in kept]):
             batch.reject(kept[number], RULE, f"{gram} ({self._names[text]})")
 

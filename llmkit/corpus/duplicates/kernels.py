@@ -126,14 +126,28 @@ def signatures(text: Any, ends: Any, table: Any, factors: Any, terms: Any, power
 
 
 @numba.njit(cache=True)
-def begun(text: Any, ends: Any, table: Any, powers: Any, known: Any, shift: Any, states: Any) -> None:
-    """Whether a run of n words of a set may stand in each text.
+def _stands(known: Any, value: Any) -> bool:
+    """Whether a value is among ascending ones."""
+    low, high = 0, known.shape[0]
+    while low < high:
+        middle = (low + high) // 2
+        if known[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return bool(low < known.shape[0] and known[low] == value)
+
+
+@numba.njit(cache=True)
+def begun(text: Any, ends: Any, table: Any, powers: Any, known: Any, likely: Any, shift: Any, states: Any) -> None:
+    """Whether a run of n words of a set stands in each text.
 
     Args:
         text, ends, table, powers: as of `signatures`.
-        known: which values the high bits of a hash in the set have, bool of shape [2^bits].
+        known: the hashes in the set, ascending, uint64.
+        likely: which values their high bits have, bool of shape [2^bits]; most hashes need no search.
         shift: 64 less these bits.
-        states: written: uint8 of shape [texts]: 0 for no, 1 for maybe, 2 where a character could not be folded.
+        states: written: uint8 of shape [texts]: 0 for no, 1 for yes, 2 where a character could not be folded.
     """
     n = powers.shape[0] - 2
     base, inverse, highest = powers[1], powers[n + 1], powers[n - 1]
@@ -173,8 +187,10 @@ def begun(text: Any, ends: Any, table: Any, powers: Any, known: Any, shift: Any,
                     gram = (gram - ring[place]) * inverse + value * highest
                 ring[place] = value
                 words += 1
-                if words >= n and known[_mixed(gram + np.uint64(n)) >> shift]:
-                    states[document] = 1
+                if words >= n:
+                    found = _mixed(gram + np.uint64(n))
+                    if likely[found >> shift] and _stands(known, found):
+                        states[document] = 1
         start = end
 
 

@@ -94,20 +94,20 @@ class MinHash:
 
 
 class Prefilter:
-    """Tells in which texts a run of n words from a set may stand, fast: it is wrong only where it says maybe.
+    """Tells fast in which texts a run of n words from a set stands.
 
     Args:
-        hashes: of the runs (`Words.grams`), uint64.
+        hashes: of the runs (`Words.grams`), uint64, ascending.
         n: their words.
     """
 
     def __init__(self, hashes: np.ndarray, n: int):
         self._powers = _powers(n)
-        bits = max(20, len(hashes).bit_length() + 5)
-        self._known, self._shift = np.zeros(1 << bits, dtype=bool), np.uint64(64 - bits)
-        self._known[hashes >> self._shift] = True
+        bits = max(16, len(hashes).bit_length() + 3)  # as in `Overlap`
+        self._known, self._likely, self._shift = hashes, np.zeros(1 << bits, dtype=bool), np.uint64(64 - bits)
+        self._likely[hashes >> self._shift] = True
 
-    def maybe(self, texts: Sequence[str]) -> list[int]:
+    def holders(self, texts: Sequence[str]) -> list[int]:
         """The numbers of those texts.
 
         Raises:
@@ -121,7 +121,7 @@ class Prefilter:
 
     def _run(self, pieces: list[bytes], table: np.ndarray) -> np.ndarray:
         states = np.empty(len(pieces), dtype=np.uint8)
-        kernels().begun(*_joined(pieces), table, self._powers, self._known, self._shift, states)
+        kernels().begun(*_joined(pieces), table, self._powers, self._known, self._likely, self._shift, states)
         return states
 
 
