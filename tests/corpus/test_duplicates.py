@@ -195,7 +195,7 @@ def test_work_that_was_cut_short_is_done_again_to_the_same_bytes(tmp_path: Path)
     for chance in (0.2, 0.8):
         for path in sorted((tmp_path / "decisions").iterdir()):
             if path.name != "layout.json" and shuffled.random() < chance:
-                path.unlink()
+                path.rename(path.with_name(f"{path.name}.77.partial"))
         assert decided(tmp_path, parts, ALL, bucket=16)[1:] == (verdicts, texts)
         assert contents(tmp_path / "decisions") == whole
 

@@ -145,8 +145,8 @@ def begun(text: Any, ends: Any, table: Any, powers: Any, known: Any, likely: Any
     Args:
         text, ends, table, powers: as of `signatures`.
         known: the hashes in the set, ascending, uint64.
-        likely: which values their high bits have, bool of shape [2^bits]; most hashes need no search.
-        shift: 64 less these bits.
+        likely: one bit for each value of their high bits, uint8 of shape [2^bits / 8]; most hashes need no search.
+        shift: 64 less the number of these high bits.
         states: written: uint8 of shape [texts]: 0 for no, 1 for yes, 2 where a character could not be folded.
     """
     n = powers.shape[0] - 2
@@ -189,7 +189,9 @@ def begun(text: Any, ends: Any, table: Any, powers: Any, known: Any, likely: Any
                 words += 1
                 if words >= n:
                     found = _mixed(gram + np.uint64(n))
-                    if likely[found >> shift] and _stands(known, found):
+                    high = found >> shift
+                    is_likely = (likely[high >> np.uint64(3)] >> (high & np.uint64(7))) & np.uint64(1)
+                    if is_likely and _stands(known, found):
                         states[document] = 1
         start = end
 
