@@ -49,7 +49,7 @@ def main() -> int:
         lines = growth(arguments, place) if arguments.growth else comparison(arguments, place)
     print("\n".join(lines))
     if arguments.log:
-        told = subprocess.run([arguments.python, "-c", _VERSIONS], capture_output=True, text=True).stdout.strip()
+        told = subprocess.run([arguments.python, "-c", _VERSIONS], capture_output=True, text=True).stdout.strip() or "none"
         command = shlex.join(["python", "benchmarks/corpus_minhash.py", *sys.argv[1:]])
         print(f"\n## {date.today().isoformat()}: near duplicates\n\n- llmkit: {commit()}; Python {platform.python_version()}")
         print(f"- peer: {told}\n- measured: `{command}`; load over 15 minutes {os.getloadavg()[2]:.1f}")

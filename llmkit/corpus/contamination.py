@@ -15,6 +15,7 @@ from typing import Any
 
 from llmkit.corpus.batch import Batch
 from llmkit.corpus.duplicates.marks import pieces
+from llmkit.corpus.duplicates.minhash import Prefilter
 from llmkit.corpus.overlap import Overlap
 from llmkit.errors import DataError
 
@@ -24,20 +25,26 @@ RULE = "contaminated"
 class Contamination:
     """A step that rejects documents with a piece of an evaluation text.
 
-    The value of a rejection is the n-gram and the name of a text that has it.
+    The value of a rejection is the n-gram and the name of a text that has it. Most documents are passed over fast, by a
+    compiled pass that finds no words in them with which an n-gram begins.
 
     Args:
         texts: the evaluation texts, any number.
         names: what to call each.
+
+    Raises (when called):
+        DataError: numba is not installed.
     """
 
     def __init__(self, texts: Sequence[str], names: Sequence[str]):
         self._overlap, self._names = Overlap(texts), names
+        self._prefilter = Prefilter(self._overlap.heads, self._overlap.head)
         self.searched = int(self._overlap.searched.sum())
         """How many texts are long enough to be looked for."""
 
     def __call__(self, batch: Batch) -> None:
         kept = list(batch.kept())
+        kept = [kept[number] for number in self._prefilter.holders([batch.texts[place] for place in kept])]
         for number, text, gram in self._overlap.holders([batch.texts[place] for place in kept]):
             batch.reject(kept[number], RULE, f"{gram} ({self._names[text]})")
 

@@ -51,7 +51,10 @@ class Overlap:
         self._texts = texts
         self.searched = np.zeros(len(texts), dtype=bool)
         """Whether each text is long enough to be looked for, bool of shape [texts]."""
-        of, firsts, spans, hashes = [[np.zeros(0, dtype=kind)] for kind in (np.int64, np.int64, np.int64, np.uint64)]
+        kinds = (np.int64, np.int64, np.int64, np.uint64, np.uint64)
+        of, firsts, spans, hashes, heads = [[np.zeros(0, dtype=kind)] for kind in kinds]
+        self.head = min(n, least)
+        """Words with which every n-gram begins, at least."""
         for batch in _batches(enumerate(texts)):
             numbers, words = np.array([number for number, _ in batch]), Words([text for _, text in batch])
             counts = np.bincount(words.of, minlength=len(batch))
@@ -65,7 +68,11 @@ class Overlap:
                 firsts.append(first[own] - np.searchsorted(words.of, text))
                 spans.append(np.full(len(text), length))
                 hashes.append(found[own])
+                places, head = words.grams(self.head)
+                heads.append(head[np.searchsorted(places, first[own])])
         self._of, self._firsts, self._spans = np.concatenate(of), np.concatenate(firsts), np.concatenate(spans)
+        self.heads = np.unique(np.concatenate(heads))
+        """The hashes (`Words.grams`) of these words; where none stands, there is no n-gram. uint64 of shape [heads]."""
         self._lengths = np.unique(self._spans).tolist()
         self._known, self._example, self._number = np.unique(np.concatenate(hashes), return_index=True, return_inverse=True)
         holders = np.unique(self._number * len(texts) + self._of) // max(1, len(texts))

@@ -17,6 +17,8 @@ from llmkit.corpus.overlap import Overlap
 from llmkit.corpus.words import normalised, words
 from llmkit.errors import DataError
 
+pytest.importorskip("numba")
+
 QUESTION = "In which year did the famous explorer whose ship was lost near the northern cape return to his home town?"
 CHINESE = "请问那位在北方海角附近失去船只的著名探险家是在哪一年回到故乡的"
 
@@ -80,6 +82,20 @@ def test_holders_are_the_documents_that_share_an_n_gram_that_counts(texts: list[
     assert {number: tuple(gram.split()) for number, _, gram in found} == expected
     assert len(found) == len(expected)
     assert all(text in counting[expected[number]] for number, text, _ in found)
+
+
+awkward = st.sampled_from(["red", "Blue", "ＷＩＤＥ", "红", "e\u0301", "ß", "!", "\ud800", "7"])
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(awkward, max_size=16).map(" ".join), max_size=6), st.data())
+def test_the_step_rejects_all_that_the_search_finds(texts: list[str], data: st.DataObject) -> None:
+    pieces = st.lists(awkward, max_size=3).map(" ".join) | st.sampled_from(texts or [""]).map(str.upper)
+    documents = data.draw(st.lists(st.lists(pieces, max_size=4).map("  ".join), max_size=5))
+    found = batch(*documents)
+    Contamination(texts, [str(number) for number in range(len(texts))])(found)
+    expected = {number: f"{gram} ({text})" for number, text, gram in Overlap(texts).holders(documents)}
+    assert {number: value for number, value in enumerate(found.values) if value} == expected
 
 
 def test_evaluation_files_of_every_kind_give_their_strings(tmp_path: Path) -> None:

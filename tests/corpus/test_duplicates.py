@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -195,7 +197,7 @@ def test_work_that_was_cut_short_is_done_again_to_the_same_bytes(tmp_path: Path)
     for chance in (0.2, 0.8):
         for path in sorted((tmp_path / "decisions").iterdir()):
             if path.name != "layout.json" and shuffled.random() < chance:
-                path.unlink()
+                path.rename(path.with_name(f"{path.name}.77.partial"))
         assert decided(tmp_path, parts, ALL, bucket=16)[1:] == (verdicts, texts)
         assert contents(tmp_path / "decisions") == whole
 
@@ -214,6 +216,21 @@ def test_the_order_in_which_work_is_done_makes_no_difference(tmp_path: Path) -> 
     for name, run in (("one", serially), ("two", backwards)):
         (tmp_path / name).mkdir()
         decided(tmp_path / name, parts, ALL, run, bucket=3)
+    assert contents(tmp_path / "one" / "decisions") == contents(tmp_path / "two" / "decisions")
+
+
+@pytest.mark.slow
+def test_worker_processes_leave_the_bytes_that_one_process_leaves(tmp_path: Path) -> None:
+    documents = [(text, number == 3) for number, text in enumerate(pool * 3)]
+    parts = [documents[:7], documents[7:20], documents[20:]]
+    with ProcessPoolExecutor(2, get_context("spawn")) as workers:
+
+        def run(function: str, payloads: list[dict[str, Any]]) -> None:
+            list(workers.map(serially, [function] * len(payloads), [[payload] for payload in payloads]))
+
+        for name, chosen in (("one", serially), ("two", run)):
+            (tmp_path / name).mkdir()
+            decided(tmp_path / name, parts, ALL, chosen, bucket=5)
     assert contents(tmp_path / "one" / "decisions") == contents(tmp_path / "two" / "decisions")
 
 

@@ -126,6 +126,77 @@ def signatures(text: Any, ends: Any, table: Any, factors: Any, terms: Any, power
 
 
 @numba.njit(cache=True)
+def _stands(known: Any, value: Any) -> bool:
+    """Whether a value is among ascending ones."""
+    low, high = 0, known.shape[0]
+    while low < high:
+        middle = (low + high) // 2
+        if known[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return bool(low < known.shape[0] and known[low] == value)
+
+
+@numba.njit(cache=True)
+def begun(text: Any, ends: Any, table: Any, powers: Any, known: Any, likely: Any, shift: Any, states: Any) -> None:
+    """Whether a run of n words of a set stands in each text.
+
+    Args:
+        text, ends, table, powers: as of `signatures`.
+        known: the hashes in the set, ascending, uint64.
+        likely: one bit for each value of their high bits, uint8 of shape [2^bits / 8]; most hashes need no search.
+        shift: 64 less the number of these high bits.
+        states: written: uint8 of shape [texts]: 0 for no, 1 for yes, 2 where a character could not be folded.
+    """
+    n = powers.shape[0] - 2
+    base, inverse, highest = powers[1], powers[n + 1], powers[n - 1]
+    ring = np.zeros(n, dtype=np.uint64)
+    start = 0
+    for document in range(ends.shape[0]):
+        end = ends[document]
+        states[document] = 0
+        words, gram = 0, np.uint64(0)
+        word, power, inside = np.uint64(0), np.uint64(1), False
+        at = start
+        while at <= end and states[document] == 0:
+            entry, at = _read(text, at, end, table)
+            if entry & 4:
+                states[document] = 2
+                break
+            kind = entry & 3
+            if kind == 1:
+                word += np.uint64(entry >> 3) * power
+                power *= base
+                inside = True
+                continue
+            turns = 0
+            if inside:
+                turns = 1
+            if kind == 2:
+                turns += 1
+            for _ in range(turns):
+                if not inside:
+                    word = np.uint64(entry >> 3)
+                value = _mixed(word)
+                word, power, inside = np.uint64(0), np.uint64(1), False
+                place = words % n
+                if words < n:
+                    gram += value * powers[words]
+                else:
+                    gram = (gram - ring[place]) * inverse + value * highest
+                ring[place] = value
+                words += 1
+                if words >= n:
+                    found = _mixed(gram + np.uint64(n))
+                    high = found >> shift
+                    is_likely = (likely[high >> np.uint64(3)] >> (high & np.uint64(7))) & np.uint64(1)
+                    if is_likely and _stands(known, found):
+                        states[document] = 1
+        start = end
+
+
+@numba.njit(cache=True)
 def _root(parents: Any, ticket: Any, mask: Any) -> Any:
     """The ticket at the root of a tree; the path to it is halved on the way."""
     while parents[ticket & mask] != ticket:

@@ -61,6 +61,8 @@ class Layout:
             shutil.rmtree(directory, ignore_errors=True)
             Path(directory).mkdir(parents=True)
             with_care(made.directory / "layout.json", json.dumps(made._told()).encode())
+        for left in (*made.directory.glob("*.partial"), *made.directory.glob("*.forest")):  # of work that was killed
+            left.unlink()
         return made
 
     @classmethod

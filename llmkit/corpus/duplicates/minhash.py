@@ -44,8 +44,7 @@ class MinHash:
         random = np.random.default_rng(settings.seed)
         drawn = random.integers(0, 1 << 64, size=(2, settings.bands * settings.rows), dtype=np.uint64)
         self._factors, self._terms = drawn[0] | np.uint64(1), drawn[1]
-        powers = [pow(_BASE, exponent, 1 << 64) for exponent in range(self._n + 1)]
-        self._powers = np.array([*powers, pow(_BASE, -1, 1 << 64)], dtype=np.uint64)
+        self._powers = _powers(self._n)
 
     def bands(self, texts: Sequence[str]) -> np.ndarray:
         """A hash of each band of each text, uint64 of shape [texts, bands]; 0 for a text without words, and only there.
@@ -57,10 +56,10 @@ class MinHash:
 
     def signatures(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The MinHash values, uint64 of shape [texts, functions], and which texts have words, bool of shape [texts]."""
-        values, states = self._run([text.encode("utf-8", "surrogatepass") for text in texts], _folding())
+        values, states = self._run(_encoded(texts), _folding())
         hard = np.flatnonzero(states > _NO_WORDS)
         if len(hard):
-            pieces = [normalised(texts[number]).encode("utf-8", "surrogatepass") for number in hard.tolist()]
+            pieces = _encoded([normalised(texts[number]) for number in hard.tolist()])
             values[hard], states[hard] = self._run(pieces, _as_they_are())
         return values, states == 0
 
@@ -80,8 +79,7 @@ class MinHash:
     def _run(self, pieces: list[bytes], table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values = np.empty((len(pieces), len(self._factors)), dtype=np.uint64)
         states = np.empty(len(pieces), dtype=np.uint8)
-        text = np.frombuffer(b"".join(pieces), dtype=np.uint8)
-        ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+        text, ends = _joined(pieces)
         kernels().signatures(text, ends, table, self._factors, self._terms, self._powers, values, states)
         return values, states
 
@@ -93,6 +91,54 @@ class MinHash:
             for row in range(self._rows):
                 column[:] = _mixed((column + values[:, band * self._rows + row]) * _PLACE)
         return np.where(has_words[:, None], np.maximum(found, 1), np.uint64(0))
+
+
+class Prefilter:
+    """Tells fast in which texts a run of n words from a set stands.
+
+    Args:
+        hashes: of the runs (`Words.grams`), uint64, ascending.
+        n: their words.
+    """
+
+    def __init__(self, hashes: np.ndarray, n: int):
+        self._powers = _powers(n)
+        bits = max(16, len(hashes).bit_length() + 6)  # 98 to 99 of 100 unknown ones need no search
+        self._known, self._likely, self._shift = hashes, np.zeros(1 << (bits - 3), dtype=np.uint8), np.uint64(64 - bits)
+        places = hashes >> self._shift
+        np.bitwise_or.at(self._likely, places >> np.uint64(3), np.uint8(1) << (places & np.uint64(7)).astype(np.uint8))
+
+    def holders(self, texts: Sequence[str]) -> list[int]:
+        """The numbers of those texts.
+
+        Raises:
+            DataError: numba is not installed.
+        """
+        states = self._run(_encoded(texts), _folding())
+        hard = np.flatnonzero(states > 1)
+        if len(hard):
+            states[hard] = self._run(_encoded([normalised(texts[number]) for number in hard.tolist()]), _as_they_are())
+        return np.flatnonzero(states).tolist()
+
+    def _run(self, pieces: list[bytes], table: np.ndarray) -> np.ndarray:
+        states = np.empty(len(pieces), dtype=np.uint8)
+        kernels().begun(*_joined(pieces), table, self._powers, self._known, self._likely, self._shift, states)
+        return states
+
+
+def _powers(n: int) -> np.ndarray:
+    """The powers of the base of polynomial hashes from 0 to n, and its inverse; uint64 of shape [n + 2]."""
+    powers = [pow(_BASE, exponent, 1 << 64) for exponent in range(n + 1)]
+    return np.array([*powers, pow(_BASE, -1, 1 << 64)], dtype=np.uint64)
+
+
+def _encoded(texts: Sequence[str]) -> list[bytes]:
+    return [text.encode("utf-8", "surrogatepass") for text in texts]
+
+
+def _joined(pieces: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """All in one, uint8, and where each ends, int64."""
+    return np.frombuffer(b"".join(pieces), dtype=np.uint8), np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
 
 
 def kernels() -> Any:
