@@ -59,10 +59,10 @@ def test_wikitext_articles(tmp_path: Path) -> None:
 
 
 def test_a_line_of_signs_is_no_title(tmp_path: Path) -> None:
-    source = " \n = Title = \n \n A formula : \n = x = \n goes on . \n"
+    source = " \n = Title = \n \n A formula : \n = x = \n \n goes on : \n \n = y = \n and on . \n"
     (row,) = rows(write(tmp_path / "a.txt", source), markup="wikitext")
     assert row.text.startswith("Title\n")
-    assert row.text.endswith("goes on.")
+    assert row.text.endswith("and on.")
 
 
 def test_without_the_setting_tokens_are_text(tmp_path: Path) -> None:

@@ -394,7 +394,7 @@ some_records = st.lists(
 
 
 @law
-@given(records=some_records, size=st.integers(1, 2000))
+@given(records=some_records, size=st.integers(1, 500))
 def test_units_of_plain_archives(tmp_path: Path, records: list[bytes], size: int) -> None:
     path = write(tmp_path / "a.warc", b"".join(records))
     assert rows(path, size) == rows(path)
@@ -403,7 +403,7 @@ def test_units_of_plain_archives(tmp_path: Path, records: list[bytes], size: int
 @law
 @given(
     records=some_records,
-    size=st.integers(1, 2000),
+    size=st.integers(1, 500),
     damage=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), max_size=2),
 )
 def test_units_of_compressed_archives(
@@ -415,6 +415,16 @@ def test_units_of_compressed_archives(
             content[int(place * (len(content) - 1))] ^= change
     path = write(tmp_path / "a.warc.gz", bytes(content))
     assert rows(path, size) == rows(path)
+
+
+def test_an_archive_within_an_archive_is_not_cut_in_silence(tmp_path: Path) -> None:
+    inner = b"".join(gzip.compress(conversion(f"inner {number}")) for number in range(20))
+    outer = [conversion("before"), record("resource", inner), conversion("after")]
+    path = write(tmp_path / "a.warc.gz", b"".join(gzip.compress(item, 0) for item in outer))
+    assert told(rows(path)) == ["before", "warc: resource record", "after"]
+    found = told(rows(path, 1000))
+    assert [text for text in found if text in told(rows(path))] == told(rows(path))
+    assert "BAD the file was cut here, inside a record that holds an archive of its own" in found
 
 
 def test_a_large_archive_is_cut(tmp_path: Path) -> None:

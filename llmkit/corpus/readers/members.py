@@ -97,7 +97,7 @@ def proven_member(stream: io.BufferedReader, start: int, whole: bool = False) ->
     """The offset of the first member, at or after a byte, that holds a record; None where there is none.
 
     The three bytes a member begins with are found by chance, too: once in 16 MB. So the first bytes of each are inflated.
-    An archive inside a record that its compressor stored as it is would still pass.
+    An archive inside a record that its compressor stored as it is would still pass; whoever reads up to there finds out.
 
     Args:
         whole: the member must be sound to its end, and another or the end of the file must follow.

@@ -187,6 +187,8 @@ def _compressed_records(unit: Unit, progress: Progress) -> Iterator[Record]:
                     return
                 members.go_to(after)
             run = _Run(members)
+        if run.start != unit.stop:
+            yield Record(str(unit.stop), problem="the file was cut here, inside a record that holds an archive of its own")
 
 
 class _Run:
