@@ -167,7 +167,7 @@ def _distributions(directory: Path, settings: Mapping[str, Any]) -> tuple[list[D
     found = []
     for name in names:
         values = table[name].to_numpy().astype(np.float64)
-        bounds = [(rule.threshold, rule.bound) for rule in rules if rule.signal == name]
+        bounds = [(rule.threshold, _bound(rule)) for rule in rules if rule.signal == name]
         values = values[np.isfinite(values)]
         if len(values):
             found.append(_distribution(name, values, sorted(set(bounds))))
@@ -182,10 +182,13 @@ def _rules(settings: Mapping[str, Any]) -> list[Any]:
     return list(rules_of(settings["filters"], settings.get("thresholds") or {}, settings.get("words", "unicode-run-1")))
 
 
+def _bound(rule: Any) -> str:
+    """The bound in words, with a place for the threshold."""
+    return f"at {rule.bound} {{}}" + (" (unspaced)" if rule.script == "unspaced" else "")
+
+
 def _distribution(name: str, values: np.ndarray, bounds: list[tuple[float, str]]) -> Distribution:
-    thresholds = [
-        (threshold, f"{'at least' if bound == 'least' else 'at most'} {threshold:,g}") for threshold, bound in bounds
-    ]
+    thresholds = [(threshold, bound.format(f"{threshold:,g}")) for threshold, bound in bounds]
     low, high = min(0.0, float(values.min())), float(np.quantile(values, 0.99))
     is_log = low >= 0 and high > 100 and high > 20 * np.median(values)
     if is_log:
