@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.corpus.documents import shards
+from llmkit.corpus.preprocess import PreprocessConfig
 from llmkit.corpus.statistics import COLUMNS, Statistics
 from llmkit.errors import DataError
 from llmkit.reports import words
@@ -128,7 +130,13 @@ def gather(directory: Path, metrics: Mapping[str, Any], settings: Mapping[str, A
     except (OSError, ValueError, KeyError, TypeError) as failure:
         raise DataError(f"{path} has no statistics of a corpus ({failure!r}); run `llmkit preprocess` again") from None
     distributions, rows = _distributions(directory, settings)
-    return Corpus(dict(metrics) or values.get("metrics", {}), dict(settings), statistics, distributions, rows)
+    return Corpus(dict(metrics) or values.get("metrics", {}), _lasting(settings), statistics, distributions, rows)
+
+
+def _lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that can change the result; the number of workers, say, cannot, and must not change the page."""
+    passing = {field.name for field in dataclasses.fields(PreprocessConfig) if not field.metadata.get("identity", True)}
+    return {name: value for name, value in settings.items() if name not in passing}
 
 
 def share(part: float, whole: float) -> float:

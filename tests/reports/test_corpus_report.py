@@ -140,6 +140,13 @@ def test_everything_that_is_known_is_told(tmp_path: Path) -> None:
     assert write(tmp_path / "again", many_rows(), METRICS, {"train_file": ["one.txt"], "seed": 0})[0] == html
 
 
+def test_settings_that_cannot_change_the_result_do_not_change_the_pages(tmp_path: Path) -> None:
+    settings = {"train_file": ["one.txt"], "max_bad_fraction": 0.01}
+    some = write(tmp_path / "a", many_rows(), METRICS, settings)
+    assert write(tmp_path / "b", many_rows(), METRICS, {**settings, "max_bad_fraction": 0.5}) == some
+    assert write(tmp_path / "c", many_rows(), METRICS, {**settings, "train_file": ["other.txt"]}) != some
+
+
 def test_missing_parts_are_left_out(tmp_path: Path) -> None:
     rows = [{"text": "a few words", "source": "one", "split": "train"}]
     html, card = write(tmp_path, rows, {"read": 1, "kept": 1, "merged": 0, "rejected": 0}, {})
