@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from llmkit.corpus.preprocess import PreprocessConfig
 from llmkit.pipeline.artefact import write_synced
 from llmkit.reports import charts, corpus_facts, corpus_parts, datasheet, page, words
 from llmkit.reports.corpus_charts import Columns, Part, column_chart, part_chart
@@ -236,8 +237,6 @@ def _rights(corpus: Corpus) -> Iterator[Table]:
 
 def _settings(corpus: Corpus, chosen: bool) -> list[tuple[str, str]]:
     """The settings that differ from their defaults, or the others."""
-    from llmkit.corpus.preprocess import PreprocessConfig
-
     defaults = vars(PreprocessConfig())
     return [
         (name, words.setting_of(value))

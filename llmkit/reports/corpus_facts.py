@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.corpus.documents import shards
+from llmkit.corpus.preprocess import PreprocessConfig
 from llmkit.corpus.statistics import COLUMNS, Statistics
 from llmkit.errors import DataError
 from llmkit.reports import words
@@ -128,7 +130,13 @@ def gather(directory: Path, metrics: Mapping[str, Any], settings: Mapping[str, A
     except (OSError, ValueError, KeyError, TypeError) as failure:
         raise DataError(f"{path} has no statistics of a corpus ({failure!r}); run `llmkit preprocess` again") from None
     distributions, rows = _distributions(directory, settings)
-    return Corpus(dict(metrics) or values.get("metrics", {}), dict(settings), statistics, distributions, rows)
+    return Corpus(dict(metrics) or values.get("metrics", {}), _lasting(settings), statistics, distributions, rows)
+
+
+def _lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that can change the result; the number of workers, say, cannot, and must not change the page."""
+    passing = {field.name for field in dataclasses.fields(PreprocessConfig) if not field.metadata.get("identity", True)}
+    return {name: value for name, value in settings.items() if name not in passing}
 
 
 def share(part: float, whole: float) -> float:
@@ -167,7 +175,7 @@ def _distributions(directory: Path, settings: Mapping[str, Any]) -> tuple[list[D
     found = []
     for name in names:
         values = table[name].to_numpy().astype(np.float64)
-        bounds = [(rule.threshold, rule.bound) for rule in rules if rule.signal == name]
+        bounds = [(rule.threshold, _bound(rule)) for rule in rules if rule.signal == name]
         values = values[np.isfinite(values)]
         if len(values):
             found.append(_distribution(name, values, sorted(set(bounds))))
@@ -182,10 +190,13 @@ def _rules(settings: Mapping[str, Any]) -> list[Any]:
     return list(rules_of(settings["filters"], settings.get("thresholds") or {}, settings.get("words", "unicode-run-1")))
 
 
+def _bound(rule: Any) -> str:
+    """The bound in words, with a place for the threshold."""
+    return f"at {rule.bound} {{}}" + (" (unspaced)" if rule.script == "unspaced" else "")
+
+
 def _distribution(name: str, values: np.ndarray, bounds: list[tuple[float, str]]) -> Distribution:
-    thresholds = [
-        (threshold, f"{'at least' if bound == 'least' else 'at most'} {threshold:,g}") for threshold, bound in bounds
-    ]
+    thresholds = [(threshold, bound.format(f"{threshold:,g}")) for threshold, bound in bounds]
     low, high = min(0.0, float(values.min())), float(np.quantile(values, 0.99))
     is_log = low >= 0 and high > 100 and high > 20 * np.median(values)
     if is_log:

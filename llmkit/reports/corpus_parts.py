@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from markupsafe import Markup
 
+from llmkit.evaluation.intervals import wilson
 from llmkit.reports import charts, words
-from llmkit.reports.charts import Series
+from llmkit.reports.charts import Mark, Series
 from llmkit.reports.corpus_charts import Columns, Part, column_chart, part_chart
 from llmkit.reports.corpus_facts import BINS, Corpus, Distribution, share
 from llmkit.reports.origins import Table
@@ -47,7 +48,7 @@ def drawn(found: Distribution, number: int) -> tuple[str, Markup, str]:
         title=f"{caption} of documents",
         x_label="log scale" if found.is_log else "",
     )
-    notes = [f"The threshold {words.listing(outside)} lies beyond the edge."] if outside else []
+    notes = [f"Beyond the edge: {words.listing(outside)}."] if outside else []
     notes += ["The last column holds all above it."] if found.is_cut else []
     return f"{caption} ({found.n:,} documents)", chart, " ".join(notes)
 
@@ -56,11 +57,19 @@ def duplicates(corpus: Corpus) -> dict[str, Any]:
     found = corpus.metrics.get("duplicates")
     values = dict(found) if isinstance(found, Mapping) else {}
     curve, sample, clusters = (values.pop(name, None) for name in ("curve", "sample", "clusters"))
+    if not curve and corpus.settings.get("near_duplicates"):
+        curve = _collisions(corpus.settings["minhash_bands"], corpus.settings["minhash_rows"])
     drawn = Markup("")
     if curve:
-        line = Series("found", [(float(x), float(y)) for x, y in curve])
-        title = "Probability that a pair of documents is compared, by its similarity"
-        drawn = charts.share_chart([line], key="collisions", title=title, x_label="Jaccard similarity", y_label="probability")
+        points = [point.values() if isinstance(point, Mapping) else point for point in curve]
+        drawn = charts.share_chart(
+            [Series("by the bands and rows", [(float(x), float(y)) for x, y in points])],
+            key="collisions",
+            title="Probability that a pair of documents is found, by its similarity",
+            x_label="Jaccard similarity",
+            y_label="probability",
+            marks=list(_observed(sample)),
+        )
     return {
         "numbers": list(words.flatten(values)),
         "curve": drawn,
@@ -69,15 +78,29 @@ def duplicates(corpus: Corpus) -> dict[str, Any]:
     }
 
 
+def _collisions(bands: int, rows: int) -> list[tuple[float, float]]:
+    """How probably two documents have a band of their signatures in common (Leskovec et al. 2020, section 3.4.2)."""
+    return [(place / 50, 1 - (1 - (place / 50) ** rows) ** bands) for place in range(51)]
+
+
+def _observed(sample: Any) -> Iterator[Mark]:
+    """The share of pairs of a sample that were found, by tenths of similarity."""
+    tenths = sample.get("by_jaccard", []) if isinstance(sample, Mapping) else []
+    for tenth in tenths:
+        if tenth["pairs"]:
+            low, high = wilson(tenth["found"], tenth["pairs"])
+            yield Mark(tenth["low"] + 0.05, tenth["found"] / tenth["pairs"], low, high)
+
+
 def _sampled(sample: Mapping[str, Any]) -> str:
     """Recall and precision, as far as they are there."""
-    named = [
-        f"{name} {words.percent(sample[name])}"
-        for name in ("recall", "precision")
-        if words.finite(sample.get(name)) is not None
-    ]
-    others = [f"{name} {text}" for name, text in words.flatten(sample) if name not in ("recall", "precision")]
-    return f"Against the exact Jaccard similarity on a sample: {words.listing(named)} ({', '.join(others)})." if named else ""
+    values = {name: value for name, value in sample.items() if name != "by_jaccard"}
+    named = [f"{name} {words.percent(values.pop(name))}" for name in ("recall", "precision") if words.finite(values.get(name))]
+    others = ", ".join(f"{name} {text}" for name, text in words.flatten(values) if text != words.MISSING)
+    text = f"Against the exact Jaccard similarity on a sample ({others}): {words.listing(named) or 'no pair is alike'}."
+    text += " Pairs that were found are sought out for the sample, so what it says of recall is an upper bound."
+    marks = " The marks in the chart are its pairs by tenths of similarity, with Wilson's 95% intervals."
+    return text + (marks if sample.get("by_jaccard") else "")
 
 
 def _clusters(clusters: Mapping[str, int]) -> Markup:

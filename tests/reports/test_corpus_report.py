@@ -83,7 +83,12 @@ METRICS = {
     "duplicates": {
         "by_rule": {"near duplicate": 25},
         "curve": [[0.0, 0.0], [0.5, 0.1], [1.0, 1.0]],
-        "sample": {"recall": 0.93, "precision": 1.0, "pairs": 1200},
+        "sample": {
+            "documents": 1200,
+            "recall": 0.93,
+            "precision": 1.0,
+            "by_jaccard": [{"low": 0.5, "pairs": 9, "found": 1}, {"low": 0.6, "pairs": 0, "found": 0}],
+        },
         "clusters": {"2": 20, "6": 1},
     },
 }
@@ -112,7 +117,7 @@ def test_everything_that_is_known_is_told(tmp_path: Path) -> None:
     text = plain(html)
     assert "200 read = 150 kept + 25 merged + 25 rejected." in text
     assert "Of 200 documents read, 150 were kept (75.0%)" in text
-    assert "recall 93.0% and precision 100.0% (pairs 1,200)" in text
+    assert "on a sample (documents 1,200): recall 93.0% and precision 100.0%." in text and "0.111 (0.020 to 0.435)" in html
     assert "1 kept document carries an opt-out" in text
     assert "English (en)" in text and "Chinese, simplified (zh-hans)" in text and "site1.org" in text
     assert "train_file" in text and "1 setting at the default" in text
@@ -133,6 +138,13 @@ def test_everything_that_is_known_is_told(tmp_path: Path) -> None:
     for link in re.findall('<a href="#([a-z]+)">', html):
         assert link in sections(html)
     assert write(tmp_path / "again", many_rows(), METRICS, {"train_file": ["one.txt"], "seed": 0})[0] == html
+
+
+def test_settings_that_cannot_change_the_result_do_not_change_the_pages(tmp_path: Path) -> None:
+    settings = {"train_file": ["one.txt"], "max_bad_fraction": 0.01}
+    some = write(tmp_path / "a", many_rows(), METRICS, settings)
+    assert write(tmp_path / "b", many_rows(), METRICS, {**settings, "max_bad_fraction": 0.5}) == some
+    assert write(tmp_path / "c", many_rows(), METRICS, {**settings, "train_file": ["other.txt"]}) != some
 
 
 def test_missing_parts_are_left_out(tmp_path: Path) -> None:
@@ -163,6 +175,15 @@ def test_text_of_data_stays_text(tmp_path: Path) -> None:
     assert "<script" not in body and "<img" not in body and "\x00" not in body
 
 
+def test_the_collision_curve_follows_from_the_settings(tmp_path: Path) -> None:
+    metrics: dict[str, Any] = {**METRICS, "duplicates": {"documents": 175}}
+    settings = {"near_duplicates": True, "minhash_bands": 14, "minhash_rows": 8}
+    assert "Jaccard similarity" in plain(write(tmp_path, many_rows(), metrics, settings)[0])
+    assert "Jaccard similarity" not in plain(write(tmp_path, many_rows(), metrics, {**settings, "near_duplicates": False})[0])
+    metrics["duplicates"] = {"curve": [{"jaccard": 0.0, "probability": 0.0}, {"jaccard": 1.0, "probability": 1.0}]}
+    assert "Jaccard similarity" in plain(write(tmp_path, many_rows(), metrics, {})[0])
+
+
 def test_accounts_that_do_not_add_up_are_told(tmp_path: Path) -> None:
     html, _ = write(tmp_path, many_rows(), {**METRICS, "rejected": 24}, {})
     assert "200 documents were read, but 199 are accounted for" in plain(html)
@@ -191,11 +212,12 @@ def test_the_datasheet_has_all_parts_and_asks_for_the_rest(tmp_path: Path) -> No
 
 def test_signals_are_drawn_with_their_thresholds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Rule:
-        def __init__(self, signal: str, bound: str, threshold: float):
-            self.signal, self.bound, self.threshold = signal, bound, threshold
+        def __init__(self, signal: str, bound: str, threshold: float, script: str = "any"):
+            self.signal, self.bound, self.threshold, self.script = signal, bound, threshold, script
 
     rules = [
         Rule("words", "least", 50),
+        Rule("words", "least", 80, "unspaced"),
         Rule("words", "most", 100_000),
         Rule("hash_ratio", "most", 0.1),
         Rule("gone", "most", 1),
@@ -213,6 +235,7 @@ def test_signals_are_drawn_with_their_thresholds(tmp_path: Path, monkeypatch: py
     text = plain(html)
     assert "signals" in sections(html)
     assert "Words (300 documents)" in text and "Hash ratio (200 documents)" in text
+    assert "at least 80 (unspaced)" in text
     assert "at least 50" in text and "at most 100,000" in text and "at most 0.1" in text
 
 
