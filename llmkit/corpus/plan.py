@@ -62,6 +62,8 @@ class Plan:
     """What is read for each split, in words."""
     skipped: int
     """Files passed over."""
+    outside: int
+    """Those among them that are links in a directory, and lead out of it."""
 
 
 def make_plan(config: PreprocessConfig) -> Plan:
@@ -94,7 +96,7 @@ def make_plan(config: PreprocessConfig) -> Plan:
         for split, some in (("validation", list(_pieces(config, validation))), ("train", pieces))
         for group in _grouped(some, config.task_bytes)
     ]
-    return Plan(parts, described, sum(one.skipped for one in found))
+    return Plan(parts, described, sum(one.skipped for one in found), sum(one.outside for one in found))
 
 
 def rows(piece: dict[str, Any], config: PreprocessConfig, progress: Callable[[int], None]) -> Iterator[Row]:

@@ -247,7 +247,8 @@ def _report(say: Callable[[str], None], plan: Plan, tally: Tally, metrics: dict[
     for row in tally.first_bad:
         say(f"preprocess: bad row: {row['place']}: {row['reason']}")
     if plan.skipped:
-        say(f"preprocess: passed over {plan.skipped:,} files that are hidden, of unknown kinds or lead out of the directory")
+        outside = f", {plan.outside:,} of them links that lead out of their directory" if plan.outside else ""
+        say(f"preprocess: passed over {plan.skipped:,} files that are hidden, of unknown kinds or unreadable{outside}")
     if not validation["documents"]:
         why = "there is only one document" if metrics["kept"] == 1 else "validation_fraction is 0"
         say(

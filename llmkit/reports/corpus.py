@@ -28,7 +28,6 @@ SHORT = 12  # rows of a table that is not folded away
 
 _TITLES = {"source": "source", "language": "language", "domain": "domain", "year": "year", "length": "length"}
 _VERSIONS = ("llmkit", "numpy", "pyarrow", "fastwarc", "resiliparse", "trafilatura", "ftfy", "py3langid", "numba")
-_FOOTER = "All facts of this page stand in report.json beside it."
 
 
 def write(directory: Path, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
@@ -77,8 +76,7 @@ def render(corpus: Corpus) -> str:
         "defaults": _settings(corpus, chosen=False),
         "versions": list(_versions()),
     }
-    html = page._environment().get_template("corpus.html.j2").render(**context)
-    return html.replace(_FOOTER, "All figures of this page stand in statistics.json beside it.")
+    return page._environment().get_template("corpus.html.j2").render(**context)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from llmkit.corpus.documents import shards
-from llmkit.corpus.preprocess import PreprocessConfig
+from llmkit.corpus.settings import PreprocessConfig
+from llmkit.corpus.quality.rules import rules_of
 from llmkit.corpus.statistics import COLUMNS, Statistics
 from llmkit.errors import DataError
 from llmkit.reports import words
@@ -186,7 +186,6 @@ def _rules(settings: Mapping[str, Any]) -> list[Any]:
     """The quality rules that judged."""
     if not settings.get("filters"):
         return []
-    rules_of = importlib.import_module("llmkit.corpus.quality.rules").rules_of
     return list(rules_of(settings["filters"], settings.get("thresholds") or {}, settings.get("words", "unicode-run-1")))
 
 
