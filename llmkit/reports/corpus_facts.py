@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from llmkit.corpus.documents import shards
-from llmkit.corpus.settings import PreprocessConfig
 from llmkit.corpus.quality.rules import rules_of
+from llmkit.corpus.settings import PreprocessConfig
 from llmkit.corpus.statistics import COLUMNS, Statistics
 from llmkit.errors import DataError
 from llmkit.reports import words
