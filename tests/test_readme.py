@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmkit import cli, resources, stages
+from llmkit.corpus import thresholds
 from llmkit.evaluation import compared, gate
 from llmkit.parallel import launch
 from llmkit.parallel.verify import Verdict, Verification
@@ -42,6 +43,9 @@ PAGES = [
 PLACEHOLDERS = (
     "my_corpus/one.txt",
     "novels/one.txt",
+    "crawl/CC-MAIN.warc.gz",
+    "news/one.txt",
+    "dump.xml.bz2",
     "articles.jsonl.gz",
     "train.csv",
     "dev.csv",
@@ -145,6 +149,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(prediction, "predict_file", lambda config: names.append("predict"))
     monkeypatch.setattr(compared, "compare_runs", lambda runs: names.append("compare") or {})
     monkeypatch.setattr(compared, "describe", lambda found, show: "")
+    monkeypatch.setattr(thresholds, "try_thresholds", lambda *_: None)
+    monkeypatch.setattr(thresholds, "describe", lambda trial: "")
     monkeypatch.setattr(gate, "check", lambda config, artefact: 0)
     monkeypatch.setattr(replay, "replay", replay_it)
     monkeypatch.setattr(launch, "launch_command", launch_command)
