@@ -201,7 +201,8 @@ class _Rows:
 
 def _mark(text: str, seed: int) -> int:
     """A hash of a text and the seed, 64 bits: chooses the documents for validation."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest(), "big")
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return int.from_bytes(hashlib.blake2b(digest + str(seed).encode(), digest_size=8).digest(), "big")
 
 
 def collect(directory: Path, output: Path, parts: int) -> None:
