@@ -148,7 +148,7 @@ def processor_seconds() -> float:
 
 def llmkit_side(shards: Path, output: Path, bucket: int = 1 << 22) -> list[str]:
     """As the stage `preprocess`: marks by shard, decisions, the documents that stay."""
-    from llmkit.corpus.documents import Document, DocumentWriter
+    from llmkit.corpus.documents import Document, ShardWriter, as_batch
     from llmkit.corpus.duplicates.decide import Decisions, decide, serially
     from llmkit.corpus.duplicates.marks import Marker
     from llmkit.corpus.duplicates.settings import DuplicateSettings
@@ -171,13 +171,14 @@ def llmkit_side(shards: Path, output: Path, bucket: int = 1 << 22) -> list[str]:
     decide(parts, settings, output / "decisions", run, bucket)
     kept = []
     (output / "documents").mkdir()
-    with DocumentWriter(output / "documents", "train") as writer:
+    with ShardWriter(output / "documents", "train") as writer:
         for part, path in enumerate(paths):
-            decisions = Decisions.load(output / "decisions", part)
-            for number, row in enumerate(row for batch in batches(path) for row in batch):
-                if not decisions.rule(number):
-                    writer.write(Document(row["text"], row["id"], path.name))
-                    kept.append(row["id"])
+            decisions, before = Decisions.load(output / "decisions", part), 0
+            for batch in batches(path):
+                stay = [row for number, row in enumerate(batch, before) if not decisions.rule(number)]
+                writer.write(as_batch([Document(row["text"], row["id"], path.name) for row in stay]))
+                kept += [row["id"] for row in stay]
+                before += len(batch)
             note_memory()
     return kept
 
