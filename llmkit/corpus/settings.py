@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from llmkit.config import StageConfig, option
+from llmkit.corpus.duplicates.settings import DuplicateSettings
 from llmkit.corpus.embedded import STDLIB, embedded_version, unknown_packages
 from llmkit.corpus.readers import ENDINGS
+from llmkit.errors import ConfigError
 
 _WORDS = ("unicode-run-1", "whitespace-1", "spacy")
 _SOURCE_KEYS = ("files", "weight", "license")
@@ -110,7 +112,6 @@ class PreprocessConfig(StageConfig):
             if not low <= getattr(self, name) <= high:
                 yield f"{name} is {getattr(self, name)}; it is a share between {low} and {high}"
         least = {"max_document_chars": 100, "min_chars": 1, "seed": 0, "task_bytes": 1 << 12, "workers": 1}
-        least |= {"minhash_bands": 1, "minhash_rows": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -142,13 +143,22 @@ class PreprocessConfig(StageConfig):
             yield "pii_types are given, but pii is keep; say --pii replace or --pii drop"
         if self.remove_foreign_paragraphs and not self.languages:
             yield "remove_foreign_paragraphs is given without languages"
+        for code in self.languages or ():
+            if len(code.partition("-")[0]) != 2:
+                yield f"languages: {code!r} is no ISO 639-1 code, such as en, zh or zh-hans"
+        try:
+            self.duplicates()
+        except ConfigError as failure:
+            yield from (f"minhash_{problem}" for problem in failure.problems)
         if self.words not in _WORDS:
             yield f"words: {self.words!r} is none of {', '.join(_WORDS)}"
 
     def _source_problems(self) -> Iterator[str]:
         for name, source in self.sources.items():
-            if not isinstance(source, dict) or not source.get("files"):
-                yield f"sources: {name!r} has no `files`; write {{{name}: {{files: path}}}}"
+            files = source.get("files") if isinstance(source, dict) else None
+            files = [files] if isinstance(files, str) else files
+            if not files or not isinstance(files, list) or not all(isinstance(item, str) for item in files):
+                yield f"sources: {name!r} has no `files`, a path or a list of paths; write {{{name}: {{files: path}}}}"
                 continue
             for key in source.keys() - set(_SOURCE_KEYS):
                 yield f"sources: {name}: unknown key {key!r}; known are {', '.join(_SOURCE_KEYS)}"
@@ -158,6 +168,16 @@ class PreprocessConfig(StageConfig):
                     f"sources: {name}: weight is {weight!r}; it is the share of documents to keep, above 0 and at most 1 (a "
                     f"source is seen more than once by its weight in the mixture of `llmkit pretrain`)"
                 )
+
+    def duplicates(self) -> DuplicateSettings:
+        """What is taken for a duplicate."""
+        return DuplicateSettings(
+            documents=self.deduplicate,
+            paragraphs=self.deduplicate_paragraphs,
+            near=self.near_duplicates,
+            bands=self.minhash_bands,
+            rows=self.minhash_rows,
+        )
 
     def packages(self) -> list[str]:
         """What is read of the embedded corpus."""

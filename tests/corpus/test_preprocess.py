@@ -170,8 +170,15 @@ def test_too_many_bad_rows_name_the_first_three(run: Run, tmp_path: Path) -> Non
 def test_too_many_bad_rows_stop_a_long_run_early(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "fine"}\n' * 900 + "broken\n" * 50_000, encoding="utf-8")
-    with pytest.raises(DataError, match=r"^100 of 1,000 rows"):
+    with pytest.raises(DataError, match=r"^901 of 1,801 rows cannot be used, more than max_bad_fraction \(0\.01\)"):
         run(train_file=str(path))
+
+
+def test_bad_rows_are_judged_by_their_share_of_all(run: Run, tmp_path: Path) -> None:
+    """And not by that of the file or the thousand rows that they stand in."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("broken\n" * 40 + '{"text": "fine"}\n' * 5_000, encoding="utf-8")
+    assert run(train_file=str(path), task_bytes=1 << 15).metrics["bad_rows"] == 40
 
 
 def test_a_file_in_another_encoding_stops_with_the_hint(run: Run, tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 
 from llmkit.config import Source, resolve
 from llmkit.corpus.documents import read_batches, shards
+from llmkit.corpus.plan import make_plan, payload
 from llmkit.corpus.preprocess import SCRATCH, preprocess
 from llmkit.corpus.settings import PreprocessConfig
+from llmkit.errors import DataError
 from llmkit.pipeline.stage import Workspace
 
 KILLS = 20
@@ -201,3 +203,59 @@ def test_shards_are_numbered_on(tmp_path: Path) -> None:
     assert [path.name for path in shards(output, "train")] == names
     texts = [pyarrow.parquet.read_table(path)["text"].to_pylist() for path in shards(output, "train")]
     assert texts == [["text 0"], ["text 1"], ["text 2"]]
+
+
+def staged(output: Path, files: list[str], **values: Any) -> dict[str, Any]:
+    """The metrics of a run into a directory that may hold what an earlier one left."""
+    output.mkdir(exist_ok=True)
+    given = {"train_file": files, "task_bytes": 4096, "validation_fraction": 0, "workers": 1, **values}
+    config = resolve(PreprocessConfig, [Source(given, {})]).config
+    return preprocess(config, Workspace(directory=output, say=lambda _: None))
+
+
+def texts_of(output: Path, split: str = "train") -> list[str]:
+    return [text for batch in read_batches(output, split, columns=["text"]) for text in batch["text"].to_pylist()]
+
+
+def test_nothing_is_left_of_another_llmkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that made more of the same input, and was killed when all but the last step was done."""
+    files = [write(tmp_path / f"{number}.jsonl", [{"text": f"{number} {word}"} for word in "abc"]) for number in range(3)]
+    staged(tmp_path / "out", files, deduplicate=False)
+    write(tmp_path / "0.jsonl", [])
+    write(tmp_path / "2.jsonl", [{"text": "2 a"}, {"text": "2 a"}])
+    for module in ("llmkit.corpus.execution.tasks", "llmkit.corpus.duplicates.layout"):
+        monkeypatch.setattr(f"{module}.__version__", "999")
+    metrics = staged(tmp_path / "out", files, deduplicate=False)
+    assert (metrics["read"], metrics["kept"]) == (5, 5)
+    assert texts_of(tmp_path / "out") == ["1 a", "1 b", "1 c", "2 a", "2 a"]
+    assert len(shards(tmp_path / "out", "train")) == 2
+
+
+def test_more_bad_rows_are_allowed_and_what_is_done_stays(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{number}.jsonl", [{"text": f"text {number}"}, {"body": "?"}]) for number in range(3)]
+    with pytest.raises(DataError, match="3 of 6 rows"):
+        staged(tmp_path / "out", files)
+    made = [(tmp_path / "out" / SCRATCH / f"part-{number:05d}.parquet").stat().st_ino for number in (1, 2)]
+    assert staged(tmp_path / "out", files, max_bad_fraction=0.5)["kept"] == 3
+    assert [(tmp_path / "out" / SCRATCH / f"part-{number:05d}.parquet").stat().st_ino for number in (1, 2)] == made
+
+
+def test_what_a_task_is_told_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    def told(count: int) -> int:
+        files = [write(tmp_path / f"{number:03d}.jsonl", [{"text": "x"}]) for number in range(count)]
+        sources = {f"{number:03d}": {"files": path} for number, path in enumerate(files)}
+        config = resolve(PreprocessConfig, [Source({"train_file": files, "sources": sources, "task_bytes": 4096}, {})]).config
+        return max(len(json.dumps(payload(0, part, config))) for part in make_plan(config).parts)
+
+    assert told(100) == told(10)
+
+
+def test_surrogates_in_metadata_are_put_down_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"text": "x", "url": "https://a.b/\\ud800", "\\uDFFF": ["\\ud83d\\ude00", "\\\\ud800"]}\n', encoding="utf-8"
+    )
+    staged(tmp_path / "out", [str(path)])
+    (batch,) = read_batches(tmp_path / "out", "train")
+    expected = {"url": "https://a.b/\\ud800", "\\udfff": ["\U0001f600", "\\ud800"]}
+    assert json.loads(batch["metadata"][0].as_py()) == expected

@@ -104,7 +104,9 @@ def test_paragraphs_that_came_before_go(tmp_path: Path) -> None:
     notice = "This page is kept by the friends of the harbour museum, who ask for nothing."
     found = run(tmp_path, [f"{PROSE}\n\n{notice}", f"{notice}\n\n{GERMAN}", notice], deduplicate_paragraphs=True)
     assert [row["text"] for row in found["train"]] == [f"{PROSE}\n\n{notice}", GERMAN]
-    assert [(row["id"], row["rule"], row["text"]) for row in found["rejects"]] == [("a.jsonl:3", "repeated paragraphs", "")]
+    assert [(row["id"], row["rule"], row["text"]) for row in found["rejects"]] == [
+        ("a.jsonl:3", "repeated paragraphs", notice)
+    ]
 
 
 def test_named_sources_with_a_weight_and_a_licence(tmp_path: Path) -> None:
@@ -142,6 +144,11 @@ def test_web_pages_become_text(tmp_path: Path) -> None:
         ({"words": "spaces"}, "words: 'spaces' is none of unicode-run-1"),
         ({"pii": "replace", "pii_types": ["mail"]}, "pii_types: 'mail' is none of"),
         ({"sources": {"news": {"weight": 0.5}}}, "sources: 'news' has no `files`"),
+        ({"sources": {"news": {"files": 5}}}, "sources: 'news' has no `files`, a path or a list of paths"),
+        ({"sources": {"news": {"files": ["a.txt", 5]}}}, "sources: 'news' has no `files`, a path or a list of paths"),
+        ({"minhash_bands": 0}, "minhash_bands: 0 is not a whole number from 1"),
+        ({"minhash_bands": 1000}, "minhash_bands x rows: 1000 x 8 are more than 4096 hash functions"),
+        ({"languages": ["english"]}, "languages: 'english' is no ISO 639-1 code"),
         ({"sources": {"news": {"files": "a.txt", "weight": 2}}}, "weight is 2; it is the share"),
         ({"workers": 0}, "workers is 0; 1 is the least"),
     ],

@@ -150,7 +150,7 @@ def kernels() -> Any:
     try:
         from llmkit.corpus.duplicates import kernels as found
     except ImportError as error:
-        raise DataError('near deduplication needs numba: pip install "llmkit[corpus]"') from error
+        raise DataError('near deduplication and decontamination need numba: pip install "llmkit[corpus]"') from error
     return found
 
 
