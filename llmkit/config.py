@@ -121,6 +121,10 @@ class StageConfig:
         """Values that do not fit together, one sentence each."""
         return ()
 
+    def file_inputs(self) -> dict[str, tuple[list[str], tuple[str, ...]]]:
+        """Files that are named inside other settings: by a name, their patterns and the endings that count (none: all)."""
+        return {}
+
     def raw_inputs(self) -> dict[str, str]:
         """Inputs that no path names, such as embedded data: a name to the sha256 (or version) of its content."""
         return {}

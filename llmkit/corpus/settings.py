@@ -30,7 +30,7 @@ class PreprocessConfig(StageConfig):
     a line), .csv, .tsv, .warc, .wet, MediaWiki's .xml (each also .gz, most also .zst) and .parquet."""
     validation_file: list[str] | None = option(default=None, role="files", kinds=ENDINGS)
     """The same for the validation split; without it, a share of the documents is set aside (`validation_fraction`)."""
-    sources: dict[str, Any] = option(factory=dict)
+    sources: dict[str, Any] = option(factory=dict, identity=False)
     """Several sources by name: `{news: {files: news/, weight: 0.5, license: CC-BY-4.0}, wiki: {files: [wiki.xml.bz2]}}`. The
     name becomes the `source` of the documents. Of a source with a weight below 1, that share of its documents is kept, chosen
     by a hash of the id."""
@@ -194,12 +194,16 @@ class PreprocessConfig(StageConfig):
         marks = {f"embedded:{name}": embedded_version([name]) for name in self.packages()}
         path = Path(self.dataset_name).expanduser() if self.dataset_name else None
         if path is not None and path.is_dir():
-            marks[f"dataset:{path.name}"] = _files_mark([path])
-        for name, patterns in self.source_files().items():
-            from llmkit.pipeline.stage import expand
-
-            marks[f"source:{name}"] = _files_mark([found for pattern in patterns for found in expand([pattern], "sources")])
+            marks[f"dataset:{path.name}"] = _files_mark(path)
         return marks
+
+    def file_inputs(self) -> dict[str, tuple[list[str], tuple[str, ...]]]:
+        return {f"sources.{name}": (files, ENDINGS) for name, files in self.source_files().items()}
+
+    def result_settings(self, processes: int) -> dict[str, Any]:
+        """Of the sources all but the paths, in their order, which is that of the documents."""
+        told = [[name, source.get("weight", 1), source.get("license")] for name, source in self.sources.items()]
+        return {"sources": told} if told else {}
 
 
 def _encoding_problem(encoding: str) -> Iterator[str]:
@@ -215,12 +219,10 @@ def _encoding_problem(encoding: str) -> Iterator[str]:
         yield f"encoding: lines cannot be found in {encoding!r}; {hint}"
 
 
-def _files_mark(paths: list[Path]) -> str:
-    """A hash of the names, sizes and times of files and of those in directories: changes when one of them is written."""
+def _files_mark(directory: Path) -> str:
+    """A hash of the names, sizes and times of the files in a directory: changes when one of them is written."""
     digest = hashlib.sha256()
-    for path in paths:
-        for file in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:
-            status = file.stat()
-            name = file.relative_to(path) if path.is_dir() else file.name
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "replace"))
+    for file in sorted(item for item in directory.rglob("*") if item.is_file()):
+        status = file.stat()
+        digest.update(f"{file.relative_to(directory)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "replace"))
     return digest.hexdigest()
