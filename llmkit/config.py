@@ -595,6 +595,8 @@ def unknown_key(cls: type[StageConfig], key: str, where: str) -> str:
     """The sentence for a key that does not exist: its new name, the nearest name, or how to list them."""
     if key in cls.renamed:
         return f"{where}: {key!r} is no setting: {cls.renamed[key]}"
+    if key in cls.aliases:
+        return f"{where}: {key!r} is a name for the command line; write {cls.aliases[key]!r}"
     if key in COMMAND_OPTIONS:
         return f"{where}: {key!r} is no setting; give it on the command line: --{key}"
     options = COMMAND_OPTIONS if where == "command line" else ()

@@ -24,9 +24,10 @@ from llmkit.corpus.duplicates.marks import Marker
 from llmkit.corpus.execution.tasks import found
 from llmkit.corpus.plan import is_sampled, rows
 from llmkit.corpus.readers import BadRow, Row
-from llmkit.corpus.settings import PreprocessConfig
+from llmkit.corpus.settings import EVALUATION_KINDS, PreprocessConfig
 from llmkit.errors import DataError
 from llmkit.pipeline.artefact import sync
+from llmkit.pipeline.stage import named_files
 
 BAD_ROW, TOO_SHORT, NOT_SAMPLED = "bad row", "too short", "not sampled"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -261,8 +262,19 @@ def _steps(settings: str) -> list[Step]:
         quality = Quality(config.filters, config.thresholds, config.words)
         steps += [quality, quality.judge, short]
     if config.decontaminate:
-        from llmkit.corpus.contamination import Contamination, evaluation_texts
-
-        names, texts = zip(*evaluation_texts(config.decontaminate), strict=True)
-        steps.append(Contamination(texts, names))
+        steps.append(_contamination(config.decontaminate))
     return steps
+
+
+def _contamination(patterns: list[str]) -> Step:
+    from llmkit.corpus.contamination import Contamination, evaluation_texts
+    from llmkit.corpus.overlap import LEAST
+
+    names, texts = zip(*evaluation_texts(named_files(patterns, "decontaminate", EVALUATION_KINDS)), strict=True)
+    step = Contamination(texts, names)
+    if not step.searched:
+        raise DataError(
+            f"decontaminate: none of the {len(texts):,} texts in {', '.join(patterns)} has the {LEAST} words that it takes; "
+            f"give longer ones, or leave it out"
+        )
+    return step

@@ -16,6 +16,7 @@ from llmkit.corpus.readers import ENDINGS
 from llmkit.errors import ConfigError
 
 _WORDS = ("unicode-run-1", "whitespace-1", "spacy")
+EVALUATION_KINDS = (".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 _SOURCE_KEYS = ("files", "weight", "license")
 
 
@@ -91,8 +92,8 @@ class PreprocessConfig(StageConfig):
     """Bands of the MinHash signature; more find less similar documents."""
     minhash_rows: int = 8
     """Rows of a band; more ask for more similar documents. 14 bands of 8 rows find half of the pairs of Jaccard 0.72."""
-    decontaminate: list[str] | None = option(default=None, role="files")
-    """Evaluation files; a document that shares a run of 13 words with one is rejected."""
+    decontaminate: list[str] | None = option(default=None, role="files", kinds=EVALUATION_KINDS)
+    """Evaluation files, directories or patterns; a document that shares a run of 13 words with one is rejected."""
 
     validation_fraction: float = 0.02
     """The share of documents that go to the validation split, chosen by a hash of their text; 0 for none."""

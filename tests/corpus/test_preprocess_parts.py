@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.config import Source, resolve
+from llmkit.corpus import parts
 from llmkit.corpus.documents import read_batches, shards
 from llmkit.corpus.plan import make_plan, payload
 from llmkit.corpus.preprocess import SCRATCH, preprocess
@@ -259,3 +260,72 @@ def test_surrogates_in_metadata_are_put_down_as_they_were_written(tmp_path: Path
     (batch,) = read_batches(tmp_path / "out", "train")
     expected = {"url": "https://a.b/\\ud800", "\\udfff": ["\U0001f600", "\\ud800"]}
     assert json.loads(batch["metadata"][0].as_py()) == expected
+
+
+# Texts of several kinds, so that each step finds something to do in some of them.
+TEXTS = st.sampled_from(
+    [
+        "",
+        "Mail me at jane.doe@example.com, or call +1 212 555 0187 tomorrow morning.",
+        "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all. It sleeps.",
+        "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all. It wakes.",
+        "A paragraph that comes again and again.\n\nThe quick brown fox jumps over the lazy dog.",
+        "A paragraph that comes again and again.\n\n渡船离开了港口，甲板上没有人睡过觉。一位提着红色箱子的女人问大副。",
+        "Die Fähre verließ den Hafen vor Sonnenaufgang, und niemand an Deck hatte geschlafen. schÃ¶n",
+        "Accept cookies\nShare this page\n{ javascript }\nThe bells of the church could still be heard.\n- a\n- b ...",
+        "清晨的渡船离开了港口，甲板上没有人睡过觉。一位提着红色箱子的女人问大副，这次航行需要多长时间。",
+        "x" * 400,
+        "🙂 🙂 \u200d\u0301",
+    ]
+)
+KEPT = (
+    "The ferry left the harbour before sunrise, and nobody on deck had slept. A woman with a red suitcase asked the mate how "
+    "long it would take. He looked at the sky and said that it depended on the wind. She nodded as if that were an answer to "
+    "her question. Behind them the town grew small, and the bells of the church could still be heard. When the coast was out "
+    "of sight, the cook brought coffee to those who were awake."
+)
+CHOICES: dict[str, list[Any]] = {
+    "repair_text": [False, True],
+    "remove_boilerplate": [False, True],
+    "identify_language": [False, True],
+    "languages": [None, ["en"], ["zh", "en"]],
+    "pii": ["keep", "replace", "drop"],
+    "filters": [[], ["c4"], ["gopher_repetition", "fineweb"], ["gopher_quality", "c4", "fineweb"]],
+    "deduplicate": [False, True],
+    "deduplicate_paragraphs": [False, True],
+    "near_duplicates": [False, True],
+    "min_chars": [1, 60],
+    "validation_fraction": [0, 0.4],
+}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.lists(TEXTS.map(lambda text: json.dumps({"text": text})) | st.just("{"), min_size=1, max_size=12),
+    values=st.fixed_dictionaries({name: st.sampled_from(some) for name, some in CHOICES.items()}),
+    at_once=st.integers(1, 3),
+)
+def test_how_the_rows_are_cut_makes_no_difference(rows: list[str], values: dict[str, Any], at_once: int) -> None:
+    """To parts or to groups, whatever the steps; where no row of a group is kept, its columns are those of other groups."""
+
+    def tables(name: str, task_bytes: int) -> dict[str, list[dict[str, Any]]]:
+        output = Path(directory, name)
+        staged(output, files, task_bytes=task_bytes, max_bad_fraction=1, **values)
+        return {
+            table: [row for batch in read_batches(output, table) for row in batch.to_pylist()]
+            for table in (*SPLITS, "signals")
+        }
+
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        files, lines = [], [*rows, json.dumps({"text": KEPT})]
+        for start in range(0, len(lines), 4):
+            files.append(str(Path(directory, f"{start:02d}.jsonl")))
+            Path(files[-1]).write_text("".join(line + "\n" for line in lines[start : start + 4]), encoding="utf-8")
+        expected = tables("together", 1 << 20)
+        patch.setattr(parts, "GROUP_DOCUMENTS", at_once)
+        assert json.dumps(tables("apart", 4096)) == json.dumps(expected)  # NaN is no number, and the same text
+        places = [row["id"] for table in SPLITS for row in expected[table]]
+        ids = [f"{number // 4 * 4:02d}.jsonl:{number % 4 + 1}" for number in range(len(lines))]
+        assert sorted(places) == ids
+        if values["filters"] or values["identify_language"] or values["languages"]:
+            assert [row["id"] for row in expected["signals"]] == ids

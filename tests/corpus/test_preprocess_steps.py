@@ -15,7 +15,7 @@ from llmkit.corpus.documents import read_batches
 from llmkit.corpus.preprocess import preprocess
 from llmkit.corpus.settings import PreprocessConfig
 from llmkit.corpus.thresholds import try_thresholds
-from llmkit.errors import ArtefactError, ConfigError
+from llmkit.errors import ArtefactError, ConfigError, DataError
 
 PROSE = (
     "The ferry left the harbour before sunrise, and nobody on deck had slept. A woman with a red suitcase asked the mate how "
@@ -92,12 +92,17 @@ def test_quality_rules_name_themselves_and_what_they_saw(tmp_path: Path) -> None
 
 
 def test_a_piece_of_an_evaluation_set_is_kept_out(tmp_path: Path) -> None:
-    test = tmp_path / "test.jsonl"
+    (tmp_path / "tests" / "one").mkdir(parents=True)
+    (tmp_path / "tests" / "README.md").write_text(GERMAN, encoding="utf-8")
+    test = tmp_path / "tests" / "one" / "test.jsonl"
     test.write_text(json.dumps({"sentence": PROSE[:150]}) + "\n", encoding="utf-8")
-    found = run(tmp_path, [f"{GERMAN} {PROSE}", GERMAN, CHINESE], decontaminate=[str(test)])
+    found = run(tmp_path, [f"{GERMAN} {PROSE}", GERMAN, CHINESE], decontaminate=[str(tmp_path / "tests")])
     (rejected,) = found["rejects"]
     assert (rejected["id"], rejected["rule"]) == ("a.jsonl:1", "contaminated")
-    assert "test.jsonl:1 sentence" in rejected["value"]
+    assert rejected["value"].endswith(" (one/test.jsonl:1 sentence)")
+    test.write_text(json.dumps({"sentence": PROSE[:30]}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"none of the 1 texts in .*test\.jsonl has the 8 words"):
+        run(tmp_path / "tests", [PROSE], decontaminate=[str(test)])
 
 
 def test_paragraphs_that_came_before_go(tmp_path: Path) -> None:
@@ -146,6 +151,7 @@ def test_web_pages_become_text(tmp_path: Path) -> None:
         ({"sources": {"news": {"weight": 0.5}}}, "sources: 'news' has no `files`"),
         ({"sources": {"news": {"files": 5}}}, "sources: 'news' has no `files`, a path or a list of paths"),
         ({"sources": {"news": {"files": ["a.txt", 5]}}}, "sources: 'news' has no `files`, a path or a list of paths"),
+        ({"input": "a.txt"}, "'input' is a name for the command line; write 'train_file'"),
         ({"minhash_bands": 0}, "minhash_bands: 0 is not a whole number from 1"),
         ({"minhash_bands": 1000}, "minhash_bands x rows: 1000 x 8 are more than 4096 hash functions"),
         ({"languages": ["english"]}, "languages: 'english' is no ISO 639-1 code"),
