@@ -260,10 +260,10 @@ def _steps(settings: str) -> list[Step]:
         from llmkit.corpus.quality.step import Quality
 
         quality = Quality(config.filters, config.thresholds, config.words)
-        steps += [quality, quality.judge, short]
+        steps += [quality, quality.judge]
     if config.decontaminate:
         steps.append(_contamination(config.decontaminate))
-    return steps
+    return [*steps, short] if len(steps) > 2 else steps
 
 
 def _contamination(patterns: list[str]) -> Step:

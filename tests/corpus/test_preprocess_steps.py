@@ -73,6 +73,11 @@ def test_personal_data_is_replaced_or_its_document_dropped(tmp_path: Path) -> No
     assert [(row["id"], row["rule"], row["value"]) for row in dropped["rejects"]] == [("a.jsonl:1", "pii", "email")]
 
 
+def test_what_a_step_has_made_too_short_is_called_so(tmp_path: Path) -> None:
+    found = run(tmp_path, [PROSE, "a.very.long.name@mail.example.com"], pii="replace", min_chars=20)
+    assert [(row["id"], row["rule"]) for row in found["rejects"]] == [("a.jsonl:2", "too short")]
+
+
 def test_text_is_repaired_and_cleared_of_menus(tmp_path: Path) -> None:
     damaged = PROSE.replace("harbour", "cafÃ©")
     found = run(tmp_path, [f"{damaged}\n\nShare on Facebook\nAccept all cookies"], repair_text=True, remove_boilerplate=True)
@@ -202,6 +207,21 @@ def test_the_command_says_what_would_change(measured: Path, capsys: pytest.Captu
     assert "20 (was 50)" in shown
     assert "gopher_quality.min_stop_words" in shown.partition("off")[0]
     assert "150 documents were measured" in shown
+
+
+def test_languages_alone_are_no_quality(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(PROSE, encoding="utf-8")
+    words = [
+        "preprocess",
+        "--train_file",
+        str(tmp_path / "a.txt"),
+        "--identify_language",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == 0
+    with pytest.raises(ArtefactError, match="has no signals: it was made without `filters`"):
+        try_thresholds(tmp_path / "out", {})
 
 
 def test_thresholds_that_cannot_be(measured: Path, tmp_path: Path) -> None:
