@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,40 @@ def test_named_sources_with_a_weight_and_a_licence(tmp_path: Path) -> None:
     assert 15 < kept.count("news") < 45
     assert {row["rule"] for row in found["rejects"]} == {"not sampled"}
     assert {json.loads(row["metadata"]).get("license") for row in found["train"]} == {"CC-BY-SA-4.0", None}
+
+
+WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"numba", "py3langid", "ftfy", "fastwarc", "resiliparse", "trafilatura"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from llmkit.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("further", "needed"),
+    [
+        ([], ""),
+        (["--pii", "replace", "--remove_boilerplate", "--deduplicate_paragraphs"], ""),
+        (["--filters", "c4"], "Quality filters need numba"),
+        (["--near_duplicates"], "near deduplication and decontamination need numba"),
+        (["--languages", "en"], "language identification needs"),
+        (["--repair_text"], "repairing mojibake needs ftfy"),
+    ],
+)
+def test_without_the_extra_only_what_needs_it_is_refused(tmp_path: Path, further: list[str], needed: str) -> None:
+    (tmp_path / "a.txt").write_text(PROSE, encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": CHINESE}) + "\n", encoding="utf-8")
+    words = ["preprocess", "--input", str(tmp_path), "--output_dir", str(tmp_path / "out"), *further]
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == (2 if needed else 0), done.stderr
+    assert not needed or (needed in done.stderr and 'pip install "llmkit[corpus]"' in done.stderr)
 
 
 def test_web_pages_become_text(tmp_path: Path) -> None:
