@@ -329,3 +329,26 @@ def test_how_the_rows_are_cut_makes_no_difference(rows: list[str], values: dict[
         assert sorted(places) == ids
         if values["filters"] or values["identify_language"] or values["languages"]:
             assert [row["id"] for row in expected["signals"]] == ids
+
+
+@pytest.mark.slow
+def test_killed_between_any_two_writes(tmp_path: Path) -> None:
+    """Also while a part is written again for a split that would be empty, and while shards are moved to their place."""
+    shared = {"text": "A text that stands in all of the files, and which is long enough."}
+    files = [
+        write(tmp_path / f"{number}.jsonl", [{"text": f"{number} {word}"} for word in "abc"] + [shared]) for number in "02"
+    ]
+    files.append(write(tmp_path / "1.jsonl", []))
+
+    def run(name: str, at: int) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, str(Path(__file__).with_name("killed_between_writes.py")), str(tmp_path / name), str(at)]
+        return subprocess.run([*words, *files], cwd=tmp_path, capture_output=True, text=True)
+
+    changes = int(run("undisturbed", 0).stdout.split()[-1])
+    expected = contents(tmp_path / "undisturbed")
+    assert {"train-00001.parquet", "validation-00000.parquet", "rejects-00000.parquet"} <= set(expected)
+    dice = random.Random(changes)
+    for at in sorted(dice.sample(range(1, changes + 1), KILLS // 2)):
+        assert run(str(at), at).returncode == 9
+        assert run(str(at), 0).returncode == 0
+        assert contents(tmp_path / str(at)) == expected
