@@ -121,6 +121,10 @@ class StageConfig:
         """Values that do not fit together, one sentence each."""
         return ()
 
+    def file_inputs(self) -> dict[str, tuple[list[str], tuple[str, ...]]]:
+        """Files that are named inside other settings: by a name, their patterns and the endings that count (none: all)."""
+        return {}
+
     def raw_inputs(self) -> dict[str, str]:
         """Inputs that no path names, such as embedded data: a name to the sha256 (or version) of its content."""
         return {}
@@ -591,6 +595,8 @@ def unknown_key(cls: type[StageConfig], key: str, where: str) -> str:
     """The sentence for a key that does not exist: its new name, the nearest name, or how to list them."""
     if key in cls.renamed:
         return f"{where}: {key!r} is no setting: {cls.renamed[key]}"
+    if key in cls.aliases:
+        return f"{where}: {key!r} is a name for the command line; write {cls.aliases[key]!r}"
     if key in COMMAND_OPTIONS:
         return f"{where}: {key!r} is no setting; give it on the command line: --{key}"
     options = COMMAND_OPTIONS if where == "command line" else ()

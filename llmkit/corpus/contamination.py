@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +49,27 @@ class Contamination:
             batch.reject(kept[number], RULE, f"{gram} ({self._names[text]})")
 
 
-def evaluation_texts(paths: Sequence[str]) -> list[tuple[str, str]]:
+def evaluation_texts(files: Mapping[Path, str]) -> list[tuple[str, str]]:
     """The texts of evaluation files, each with its name: file, row (from 1) and column.
 
     Each string of a row is a text of its own, those inside lists and objects too, so that questions, contexts and answers are
     looked for apart. In a .txt file a text is what stands between blank lines, or a line where there are none.
 
     Args:
-        paths: .jsonl, .csv, .tsv, .parquet and .txt files.
+        files: .jsonl, .csv, .tsv, .parquet and .txt files, each with what to call it.
 
     Raises:
         DataError: a file is missing, has another ending, or cannot be read; or there is no text in any.
     """
     found = [
-        (f"{path}:{number}{f' {column}' if column else ''}", text)
-        for path in paths
-        for number, row in _rows(Path(path))
+        (f"{name}:{number}{f' {column}' if column else ''}", text)
+        for path, name in files.items()
+        for number, row in _rows(path)
         for column, text in _strings(row, "")
         if text.strip()
     ]
-    if paths and not found:
-        raise DataError(f"{', '.join(map(str, paths))}: no text to look for in the corpus")
+    if files and not found:
+        raise DataError(f"{', '.join(map(str, files))}: no text to look for in the corpus")
     return found
 
 

@@ -6,6 +6,7 @@ rule saw; and `signals-00000.parquet`, where quality was measured.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ GROUP_DOCUMENTS = 1000
 GROUP_BYTES = 8 << 20
 """A row group ends at whichever of the two comes first, which bounds the memory of writers and readers."""
 
+_NUMBER = re.compile(r"-\d{5,}")
 COLUMNS = ("text", "id", "source", "metadata")
 REJECTS, SIGNALS = "rejects", "signals"
 
@@ -98,8 +100,9 @@ def as_batch(documents: Sequence[Document]) -> pyarrow.RecordBatch:
 
 
 def shards(directory: Path, split: str) -> list[Path]:
-    """The files of a split, in order; none where the split is empty."""
-    return sorted(Path(directory).glob(f"{split}-[0-9][0-9][0-9][0-9][0-9].parquet"))
+    """The files of a split, in order, however many digits it takes to number them; none where the split is empty."""
+    found = [path for path in Path(directory).glob(f"{split}-*.parquet") if _NUMBER.fullmatch(path.stem[len(split) :])]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
 def count(directory: Path, split: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,12 @@ class Output:
     """Documents by the rule of this pass that rejected them."""
     nearest: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of each split, the hash and the row of the document that would be the first to go to the other one."""
+    shards: dict[str, int] = field(default_factory=dict)
+    """How many files there are of each table."""
 
     def to_json(self) -> dict[str, Any]:
         splits, sources = [{name: asdict(amount) for name, amount in one.items()} for one in (self.splits, self.sources)]
-        return {"splits": splits, "sources": sources, "rejected": dict(self.rejected), "nearest": self.nearest}
+        return {**vars(self), "splits": splits, "sources": sources, "rejected": dict(self.rejected)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Output:
@@ -63,6 +66,7 @@ class Output:
             {name: Amount(**amount) for name, amount in values["sources"].items()},
             Counter(values["rejected"]),
             {split: (mark, row) for split, (mark, row) in values["nearest"].items()},
+            values["shards"],
         )
 
     def add(self, other: Output) -> None:
@@ -107,6 +111,7 @@ def write_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
                 before += len(rows.texts)
         for writer in writers.values():
             writer.close()
+        output.shards = {name: writer.shards for name, writer in writers.items()}
     for path in place.iterdir():
         sync(path)
     write_synced(statistics_file(directory, number), json.dumps(statistics.to_json(), ensure_ascii=False))
@@ -142,9 +147,11 @@ class _Rows:
             if repeats := decisions.rule(known):
                 self._reject(row, repeats, decisions.twin(known))
             else:
-                self.texts[row] = decisions.text(known, text)
-                if len(self.texts[row]) < self._payload["min_chars"]:
-                    self._reject(row, REPEATED, str(len(self.texts[row])))
+                left = decisions.text(known, text)
+                if len(left) < self._payload["min_chars"]:
+                    self._reject(row, REPEATED, str(len(left)))
+                else:
+                    self.texts[row] = left
             known += 1
         return known
 
@@ -205,16 +212,19 @@ def _mark(text: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(digest + str(seed).encode(), digest_size=8).digest(), "big")
 
 
-def collect(directory: Path, output: Path, parts: int) -> None:
-    """Move the shards of all parts to their place, numbered on through the parts. What was moved before stays."""
+def collect(directory: Path, output: Path, counts: Sequence[dict[str, int]]) -> None:
+    """Move the shards of all parts to their place, numbered on through the parts. What was moved before stays.
+
+    Args:
+        counts: of each part, how many files there are of each table.
+    """
     for name in (*SPLITS, REJECTS, SIGNALS):
         moved = 0
-        for number in range(parts):
-            listing = directory / f"shards-{number:05d}.{name}"
-            if not listing.is_file():  # how many there were, which a run that was killed while moving has to know
-                write_synced(listing, str(len(shards(shard_directory(directory, number), name))))
-            for shard in range(int(listing.read_text(encoding="utf-8"))):
+        for number, count in enumerate(counts):
+            for shard in range(count.get(name, 0)):
                 path = shard_directory(directory, number) / f"{name}-{shard:05d}.parquet"
                 if path.is_file():
                     path.replace(output / f"{name}-{moved:05d}.parquet")
                 moved += 1
+        for left in shards(output, name)[moved:]:  # an earlier run by another llmkit had more
+            left.unlink()

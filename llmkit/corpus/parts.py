@@ -7,6 +7,7 @@ the order of reading, with the rule that rejected a row, if one did.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,17 +21,18 @@ import pyarrow.parquet
 from llmkit.corpus.batch import Batch, Step
 from llmkit.corpus.documents import GROUP_BYTES, GROUP_DOCUMENTS
 from llmkit.corpus.duplicates.marks import Marker
-from llmkit.corpus.duplicates.settings import DuplicateSettings
 from llmkit.corpus.execution.tasks import found
 from llmkit.corpus.plan import is_sampled, rows
 from llmkit.corpus.readers import BadRow, Row
-from llmkit.corpus.settings import PreprocessConfig
+from llmkit.corpus.settings import EVALUATION_KINDS, PreprocessConfig
 from llmkit.errors import DataError
 from llmkit.pipeline.artefact import sync
+from llmkit.pipeline.stage import named_files
 
 BAD_ROW, TOO_SHORT, NOT_SAMPLED = "bad row", "too short", "not sampled"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 ROWS_BEFORE_JUDGING = 1000
-"""Rows after which too large a share of bad ones stops the stage at once."""
+"""Rows of the first part after which the stage stops at once if most of them are bad: the settings are wrong, then."""
 
 
 @dataclass
@@ -92,12 +94,13 @@ def make_part(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
         Its `Tally` as JSON.
     """
     config = PreprocessConfig(**payload["settings"])
-    steps, marker, tally = _steps(json.dumps(payload["settings"], sort_keys=True)), Marker(duplicate_settings(config)), Tally()
+    steps, marker, tally = _steps(json.dumps(payload["settings"], sort_keys=True)), Marker(config.duplicates()), Tally()
     path = part_file(directory, payload["part"])
+    path.unlink(missing_ok=True)  # made by another llmkit, say; a part without rows has no file
     unfinished = path.with_suffix(".tmp")
     writer = None
     try:
-        for batch in _batches(payload["pieces"], config, tally):
+        for batch in _batches(payload, config, tally):
             for step in steps:
                 step(batch)
             kept = list(batch.kept())
@@ -137,24 +140,14 @@ def call(payload: dict[str, Any], _: Path) -> dict[str, Any]:
     return {}
 
 
-def duplicate_settings(config: PreprocessConfig) -> DuplicateSettings:
-    return DuplicateSettings(
-        documents=config.deduplicate,
-        paragraphs=config.deduplicate_paragraphs,
-        near=config.near_duplicates,
-        bands=config.minhash_bands,
-        rows=config.minhash_rows,
-    )
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Rows to batches
 
 
-def _batches(pieces: list[dict[str, Any]], config: PreprocessConfig, tally: Tally) -> Iterator[Batch]:
+def _batches(payload: dict[str, Any], config: PreprocessConfig, tally: Tally) -> Iterator[Batch]:
     """The rows of all pieces, bounded in number and bytes; bad ones are there, rejected."""
     batch, size = Batch([], [], [], []), 0
-    for piece in pieces:
+    for piece in payload["pieces"]:
         for row in rows(piece, config, progress=lambda _: None):
             tally.read += 1
             _append(batch, _writable(row), piece, tally)
@@ -162,8 +155,8 @@ def _batches(pieces: list[dict[str, Any]], config: PreprocessConfig, tally: Tall
             if len(batch) == GROUP_DOCUMENTS or size >= GROUP_BYTES:
                 yield batch
                 batch, size = Batch([], [], [], []), 0
-            if tally.read >= ROWS_BEFORE_JUDGING:
-                tally.judge(config.max_bad_fraction)
+            if "max_bad_fraction" in payload and tally.read >= ROWS_BEFORE_JUDGING and tally.bad > tally.read / 2:
+                tally.judge(payload["max_bad_fraction"])
     if len(batch):
         yield batch
 
@@ -182,12 +175,20 @@ def _append(batch: Batch, row: Row, piece: dict[str, Any], tally: Tally) -> None
             tally.first_bad = [*tally.first_bad, {"place": row.place, "reason": row.reason}][:3]
             tally.rejected[BAD_ROW] += 1
         return
-    metadata = json.loads(row.metadata)
+    metadata = _metadata(row.metadata)
     if piece["license"]:
         metadata.setdefault("license", piece["license"])
     batch.metadata.append(metadata)
     if piece["weight"] < 1 and not is_sampled(row.id, piece["weight"]):
         batch.reject(len(batch) - 1, NOT_SAMPLED, piece["weight"])
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    """Metadata from JSON; lone surrogates, which UTF-8 cannot hold, are put down as they were written (`\\ud800`)."""
+    metadata = json.loads(text)
+    if "\\ud" not in text.lower():
+        return metadata
+    return json.loads(_SURROGATE.sub(lambda found: f"\\\\u{ord(found[0]):04x}", json.dumps(metadata, ensure_ascii=False)))
 
 
 def _writable(row: Row) -> Row:
@@ -259,10 +260,21 @@ def _steps(settings: str) -> list[Step]:
         from llmkit.corpus.quality.step import Quality
 
         quality = Quality(config.filters, config.thresholds, config.words)
-        steps += [quality, quality.judge, short]
+        steps += [quality, quality.judge]
     if config.decontaminate:
-        from llmkit.corpus.contamination import Contamination, evaluation_texts
+        steps.append(_contamination(config.decontaminate))
+    return [*steps, short] if len(steps) > 2 else steps
 
-        names, texts = zip(*evaluation_texts(config.decontaminate), strict=True)
-        steps.append(Contamination(texts, names))
-    return steps
+
+def _contamination(patterns: list[str]) -> Step:
+    from llmkit.corpus.contamination import Contamination, evaluation_texts
+    from llmkit.corpus.overlap import LEAST
+
+    names, texts = zip(*evaluation_texts(named_files(patterns, "decontaminate", EVALUATION_KINDS)), strict=True)
+    step = Contamination(texts, names)
+    if not step.searched:
+        raise DataError(
+            f"decontaminate: none of the {len(texts):,} texts in {', '.join(patterns)} has the {LEAST} words that it takes; "
+            f"give longer ones, or leave it out"
+        )
+    return step

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from llmkit.corpus.embedded import EmbeddedReader
@@ -23,6 +22,7 @@ from llmkit.corpus.readers import (
 from llmkit.corpus.settings import PreprocessConfig
 
 _INPUTS_NAMED = 3  # where a task is spoken of
+_OF_OTHERS = ("train_file", "validation_file", "sources", "executor", "workers", "max_bad_fraction")
 _SMALLEST = 4096  # bytes that a file counts for at least: opening one costs something, too
 
 
@@ -116,11 +116,15 @@ def is_sampled(id: str, weight: float) -> bool:
 
 
 def payload(number: int, part: Part, config: PreprocessConfig) -> dict[str, Any]:
-    """What the task of a part is told."""
-    settings = {name: value for name, value in asdict(config).items() if name not in ("executor", "workers")}
+    """What the task of a part is told: the settings that change what it makes, without the lists of all inputs.
+
+    The first part is told the share of bad rows that is allowed, too; see `ROWS_BEFORE_JUDGING`.
+    """
+    settings = {name: value for name, value in vars(config).items() if name not in _OF_OTHERS}
     pieces = [asdict(piece) for piece in part.pieces]
     inputs = [piece.unit.get("name", piece.kind) for piece in part.pieces[:_INPUTS_NAMED]]
-    return {"part": number, "split": part.split, "pieces": pieces, "inputs": inputs, "settings": settings}
+    told = {"part": number, "split": part.split, "pieces": pieces, "inputs": inputs, "settings": settings}
+    return told if number else {**told, "max_bad_fraction": config.max_bad_fraction}
 
 
 def read_options(config: PreprocessConfig) -> ReadOptions:
@@ -161,8 +165,3 @@ def _described(found: Found) -> str:
 def _dataset(config: PreprocessConfig) -> DatasetReader:
     assert config.dataset_name
     return DatasetReader(config.dataset_name, config.dataset_config_name, config.dataset_split, config.text_column)
-
-
-def working_directory(directory: Path) -> Path:
-    """Where the parts lie until the result is complete."""
-    return directory / ".work"

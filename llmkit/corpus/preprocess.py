@@ -32,6 +32,8 @@ SOURCES_LISTED = 100
 """Sources with figures of their own in the metrics; the smaller ones are added up."""
 _ALONE = 1 << 30
 """Bytes of input below which one process decides on duplicates faster than several could be started."""
+_SAMPLED = 1 << 24
+"""Characters of the sample on which near deduplication is measured, at most: they are all in memory, with 40 bytes each."""
 _DUPLICATES = ("exact duplicate", "near duplicate", "in validation")
 
 
@@ -52,8 +54,9 @@ def preprocess(config: PreprocessConfig, workspace: Workspace) -> dict[str, Any]
     run = _Run(config, workspace, scratch, plan)
     tally = run.first_pass()
     repeated = run.find_duplicates()
-    output = run.second_pass(tally)
-    run.collect()
+    outputs = run.second_pass()
+    output = run.total(outputs, tally)
+    run.collect(outputs)
     metrics = _metrics(config, plan, tally, output, repeated)
     text = json.dumps({**run.statistics(), "metrics": metrics}, indent=1, ensure_ascii=False) + "\n"
     (workspace.directory / STATISTICS).write_text(text, encoding="utf-8")
@@ -82,7 +85,7 @@ class _Run:
     def find_duplicates(self) -> dict[str, Any]:
         """Decide which documents repeat others."""
         from llmkit.corpus.duplicates.decide import decide
-        from llmkit.corpus.parts import decisions_of, duplicate_settings, marks_of
+        from llmkit.corpus.parts import decisions_of, marks_of
 
         marks = [marks_of(self._scratch, number) for number in range(len(self._plan.parts))]
         rounds = iter(range(1 << 30))
@@ -92,7 +95,7 @@ class _Run:
             is_small = sum(part.size for part in self._plan.parts) < _ALONE
             self._tasks("llmkit.corpus.parts:call", f"duplicates-{next(rounds)}", calls, here=is_small)
 
-        settings = duplicate_settings(self._config)
+        settings = self._config.duplicates()
         found = asdict(decide(marks, settings, decisions_of(self._scratch), run))
         return {**found, **self._near_quality()} if settings.near else found
 
@@ -100,26 +103,29 @@ class _Run:
         """How well near duplicates are found: in theory, and on a sample of this corpus."""
         from llmkit.corpus.duplicates.curve import collision_curve, sample_quality
         from llmkit.corpus.duplicates.sample import sample
-        from llmkit.corpus.parts import decisions_of, duplicate_settings, kept_texts
+        from llmkit.corpus.parts import decisions_of, kept_texts
 
         rows: dict[int, list[int]] = {}
         for part, row in sample(decisions_of(self._scratch)):
             rows.setdefault(part, []).append(row)
-        texts = [text for part, some in rows.items() for text in kept_texts(self._scratch, part, some)]
+        texts = _within(text for part, some in rows.items() for text in kept_texts(self._scratch, part, some))
         curve = collision_curve(self._config.minhash_bands, self._config.minhash_rows)
         return {
             "curve": [[point["jaccard"], point["probability"]] for point in curve],
-            "sample": sample_quality(texts, duplicate_settings(self._config)),
+            "sample": sample_quality(texts, self._config.duplicates()),
         }
 
-    def second_pass(self, tally: Tally) -> Output:
-        """Write the shards of all parts.
+    def second_pass(self) -> list[Output]:
+        """Write the shards of all parts."""
+        outputs = self._write([self._write_payload(number) for number in range(len(self._plan.parts))], "write")
+        return self._with_both_splits(outputs)
+
+    def total(self, outputs: list[Output], tally: Tally) -> Output:
+        """What all parts gave.
 
         Raises:
             DataError: a split that must have documents has none.
         """
-        outputs = self._write([self._write_payload(number) for number in range(len(self._plan.parts))], "write")
-        outputs = self._with_both_splits(outputs)
         total = _total(outputs)
         self._require("validation", total, tally)
         self._require("train", total, tally)
@@ -162,11 +168,11 @@ class _Run:
                 f"rejected: {rejected}; give more text, or loosen min_chars ({self._config.min_chars}) and the filters"
             )
 
-    def collect(self) -> None:
+    def collect(self, outputs: list[Output]) -> None:
         """Put the shards in their place."""
         from llmkit.corpus.outputs import collect
 
-        collect(self._scratch, self._workspace.directory, len(self._plan.parts))
+        collect(self._scratch, self._workspace.directory, [output.shards for output in outputs])
 
     def statistics(self) -> dict[str, Any]:
         """What the corpus is made of."""
@@ -198,6 +204,17 @@ class _Run:
         )
 
 
+def _within(texts: Iterable[str], characters: int = _SAMPLED) -> list[str]:
+    """The first texts, as many as have so many characters together."""
+    found: list[str] = []
+    for text in texts:
+        characters -= len(text)
+        if characters < 0:
+            break
+        found.append(text)
+    return found
+
+
 def _total(outputs: list[Output]) -> Output:
     from llmkit.corpus.outputs import Output
 
@@ -218,7 +235,7 @@ def _metrics(config: PreprocessConfig, plan: Plan, tally: Tally, output: Output,
     metrics = {
         "read": tally.read,
         "kept": kept,
-        "rejected": tally.read - kept - merged,
+        "rejected": sum(rejected.values()) - merged,
         "merged": merged,
         "documents": kept,
         "characters": sum(amount.characters for amount in output.splits.values()),

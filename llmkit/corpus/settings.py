@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from llmkit.config import StageConfig, option
+from llmkit.corpus.duplicates.settings import DuplicateSettings
 from llmkit.corpus.embedded import STDLIB, embedded_version, unknown_packages
 from llmkit.corpus.readers import ENDINGS
+from llmkit.errors import ConfigError
 
 _WORDS = ("unicode-run-1", "whitespace-1", "spacy")
+EVALUATION_KINDS = (".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 _SOURCE_KEYS = ("files", "weight", "license")
 
 
@@ -28,7 +31,7 @@ class PreprocessConfig(StageConfig):
     a line), .csv, .tsv, .warc, .wet, MediaWiki's .xml (each also .gz, most also .zst) and .parquet."""
     validation_file: list[str] | None = option(default=None, role="files", kinds=ENDINGS)
     """The same for the validation split; without it, a share of the documents is set aside (`validation_fraction`)."""
-    sources: dict[str, Any] = option(factory=dict)
+    sources: dict[str, Any] = option(factory=dict, identity=False)
     """Several sources by name: `{news: {files: news/, weight: 0.5, license: CC-BY-4.0}, wiki: {files: [wiki.xml.bz2]}}`. The
     name becomes the `source` of the documents. Of a source with a weight below 1, that share of its documents is kept, chosen
     by a hash of the id."""
@@ -89,8 +92,8 @@ class PreprocessConfig(StageConfig):
     """Bands of the MinHash signature; more find less similar documents."""
     minhash_rows: int = 8
     """Rows of a band; more ask for more similar documents. 14 bands of 8 rows find half of the pairs of Jaccard 0.72."""
-    decontaminate: list[str] | None = option(default=None, role="files")
-    """Evaluation files; a document that shares a run of 13 words with one is rejected."""
+    decontaminate: list[str] | None = option(default=None, role="files", kinds=EVALUATION_KINDS)
+    """Evaluation files, directories or patterns; a document that shares a run of 13 words with one is rejected."""
 
     validation_fraction: float = 0.02
     """The share of documents that go to the validation split, chosen by a hash of their text; 0 for none."""
@@ -110,7 +113,6 @@ class PreprocessConfig(StageConfig):
             if not low <= getattr(self, name) <= high:
                 yield f"{name} is {getattr(self, name)}; it is a share between {low} and {high}"
         least = {"max_document_chars": 100, "min_chars": 1, "seed": 0, "task_bytes": 1 << 12, "workers": 1}
-        least |= {"minhash_bands": 1, "minhash_rows": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -142,13 +144,22 @@ class PreprocessConfig(StageConfig):
             yield "pii_types are given, but pii is keep; say --pii replace or --pii drop"
         if self.remove_foreign_paragraphs and not self.languages:
             yield "remove_foreign_paragraphs is given without languages"
+        for code in self.languages or ():
+            if len(code.partition("-")[0]) != 2:
+                yield f"languages: {code!r} is no ISO 639-1 code, such as en, zh or zh-hans"
+        try:
+            self.duplicates()
+        except ConfigError as failure:
+            yield from (f"minhash_{problem}" for problem in failure.problems)
         if self.words not in _WORDS:
             yield f"words: {self.words!r} is none of {', '.join(_WORDS)}"
 
     def _source_problems(self) -> Iterator[str]:
         for name, source in self.sources.items():
-            if not isinstance(source, dict) or not source.get("files"):
-                yield f"sources: {name!r} has no `files`; write {{{name}: {{files: path}}}}"
+            files = source.get("files") if isinstance(source, dict) else None
+            files = [files] if isinstance(files, str) else files
+            if not files or not isinstance(files, list) or not all(isinstance(item, str) for item in files):
+                yield f"sources: {name!r} has no `files`, a path or a list of paths; write {{{name}: {{files: path}}}}"
                 continue
             for key in source.keys() - set(_SOURCE_KEYS):
                 yield f"sources: {name}: unknown key {key!r}; known are {', '.join(_SOURCE_KEYS)}"
@@ -158,6 +169,16 @@ class PreprocessConfig(StageConfig):
                     f"sources: {name}: weight is {weight!r}; it is the share of documents to keep, above 0 and at most 1 (a "
                     f"source is seen more than once by its weight in the mixture of `llmkit pretrain`)"
                 )
+
+    def duplicates(self) -> DuplicateSettings:
+        """What is taken for a duplicate."""
+        return DuplicateSettings(
+            documents=self.deduplicate,
+            paragraphs=self.deduplicate_paragraphs,
+            near=self.near_duplicates,
+            bands=self.minhash_bands,
+            rows=self.minhash_rows,
+        )
 
     def packages(self) -> list[str]:
         """What is read of the embedded corpus."""
@@ -174,12 +195,16 @@ class PreprocessConfig(StageConfig):
         marks = {f"embedded:{name}": embedded_version([name]) for name in self.packages()}
         path = Path(self.dataset_name).expanduser() if self.dataset_name else None
         if path is not None and path.is_dir():
-            marks[f"dataset:{path.name}"] = _files_mark([path])
-        for name, patterns in self.source_files().items():
-            from llmkit.pipeline.stage import expand
-
-            marks[f"source:{name}"] = _files_mark([found for pattern in patterns for found in expand([pattern], "sources")])
+            marks[f"dataset:{path.name}"] = _files_mark(path)
         return marks
+
+    def file_inputs(self) -> dict[str, tuple[list[str], tuple[str, ...]]]:
+        return {f"sources.{name}": (files, ENDINGS) for name, files in self.source_files().items()}
+
+    def result_settings(self, processes: int) -> dict[str, Any]:
+        """Of the sources all but the paths, in their order, which is that of the documents."""
+        told = [[name, source.get("weight", 1), source.get("license")] for name, source in self.sources.items()]
+        return {"sources": told} if told else {}
 
 
 def _encoding_problem(encoding: str) -> Iterator[str]:
@@ -195,12 +220,10 @@ def _encoding_problem(encoding: str) -> Iterator[str]:
         yield f"encoding: lines cannot be found in {encoding!r}; {hint}"
 
 
-def _files_mark(paths: list[Path]) -> str:
-    """A hash of the names, sizes and times of files and of those in directories: changes when one of them is written."""
+def _files_mark(directory: Path) -> str:
+    """A hash of the names, sizes and times of the files in a directory: changes when one of them is written."""
     digest = hashlib.sha256()
-    for path in paths:
-        for file in sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]:
-            status = file.stat()
-            name = file.relative_to(path) if path.is_dir() else file.name
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "replace"))
+    for file in sorted(item for item in directory.rglob("*") if item.is_file()):
+        status = file.stat()
+        digest.update(f"{file.relative_to(directory)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "replace"))
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.config import merged, yaml_scalar
-from llmkit.corpus.documents import SIGNALS, read_batches, shards
+from llmkit.corpus.documents import SIGNALS, read_batches
 from llmkit.corpus.quality.rules import Rule, failing, judge, problems, rules_of
 from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline.artefact import Artefact
@@ -60,7 +60,7 @@ def try_thresholds(directory: Path, changes: dict[str, Any], filters: Sequence[s
     """
     artefact = Artefact.open(directory, "preprocess")
     settings = artefact.manifest.config
-    if not shards(directory, SIGNALS):
+    if not settings["filters"]:
         raise ArtefactError(f"{directory} has no signals: it was made without `filters`")
     chosen = list(filters or settings["filters"])
     thresholds = merged(settings["thresholds"], changes)

@@ -22,7 +22,7 @@ WORD = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 
 _BETWEEN, _LETTER, _WHOLE = 0, 1, 2
 _CODES, _LAST_LETTER = 0x110000, 0x40000  # Unicode's code points; there are no letters from the second on
-_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
+BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 
 
 def normalised(text: str) -> str:
@@ -50,13 +50,13 @@ class Words:
         self.texts = "\n".join(pieces)  # no word and no n-gram goes over the line end between two texts
         codes = np.frombuffer(self.texts.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         kinds = np.zeros(len(codes) + 2, dtype=np.uint8)
-        np.take(_kinds(), codes, out=kinds[1:-1])
+        np.take(character_kinds(), codes, out=kinds[1:-1])
         here = kinds[1:-1]
         self.starts = np.flatnonzero((here == _WHOLE) | ((here == _LETTER) & (kinds[:-2] != _LETTER)))
         self.ends = np.flatnonzero((here == _WHOLE) | ((here == _LETTER) & (kinds[2:] != _LETTER))) + 1
         firsts = np.cumsum([0, *(len(piece) + 1 for piece in pieces[:-1])]) if pieces else np.zeros(0, dtype=np.int64)
         self.of = np.repeat(np.arange(len(pieces)), np.diff(np.searchsorted(self.starts, [*firsts, len(codes) + 1])))
-        self.hashes = _mixed(_spans(codes.astype(np.uint64), self.starts, self.ends))
+        self.hashes = mixed(_spans(codes.astype(np.uint64), self.starts, self.ends))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -65,7 +65,7 @@ class Words:
         """Runs of n words within one text: the number of the first word of each, and its hash; [n-grams] both."""
         firsts = np.arange(max(0, len(self) - n + 1))
         firsts = firsts[self.of[firsts] == self.of[firsts + n - 1]]
-        return firsts, _mixed(_spans(self.hashes, firsts, firsts + n) + np.uint64(n))
+        return firsts, mixed(_spans(self.hashes, firsts, firsts + n) + np.uint64(n))
 
     def passage(self, first: int, last: int) -> str:
         """The text from a word to another."""
@@ -73,7 +73,7 @@ class Words:
 
 
 @cache
-def _kinds() -> np.ndarray:
+def character_kinds() -> np.ndarray:
     """What each code point is, uint8: between words, a letter (or digit) of one, or a word by itself."""
     kinds = np.zeros(_CODES, dtype=np.uint8)
     kinds[[code for code in range(_LAST_LETTER) if chr(code).isalnum()]] = _LETTER
@@ -86,7 +86,7 @@ def _kinds() -> np.ndarray:
 def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
     """The powers of the base from 0 to 2^bits, and of its inverse, modulo 2^64."""
     found = []
-    for base in (_BASE, pow(_BASE, -1, 1 << 64)):
+    for base in (BASE, pow(BASE, -1, 1 << 64)):
         factors = np.full((1 << bits) + 1, base, dtype=np.uint64)
         factors[0] = 1
         found.append(np.cumprod(factors, dtype=np.uint64))
@@ -104,7 +104,7 @@ def _spans(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarr
     return (sums[ends] - sums[starts]) * inverses[starts]
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def mixed(values: np.ndarray) -> np.ndarray:
     """Every bit of a hash made to depend on all (the finaliser of SplitMix64: Steele et al. 2014, OOPSLA)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)

@@ -186,6 +186,8 @@ def identify(
                     settings[port] = place
             if isinstance(value, dict) and value:
                 settings[name] = list(value.values())
+    for name, (patterns, kinds) in config.file_inputs().items():
+        port_marks[name] = _content(named_files(patterns, name, kinds), hashes, raw)
     for name, mark in config.raw_inputs().items():
         raw.append(FileRecord(name, Path(name).stat().st_size if Path(name).is_file() else 0, mark))
         port_marks[f"raw:{name}"] = mark

@@ -30,6 +30,10 @@ def echo(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
     return {"payload": payload}
 
 
+def read(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
+    return {"content": Path(payload["path"]).read_text(encoding="utf-8")}
+
+
 def die(payload: dict[str, Any], directory: Path) -> dict[str, Any]:
     """As `write`, but the worker kills itself so many times first."""
     for death in range(payload.get("deaths", 0)):

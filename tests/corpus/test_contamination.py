@@ -108,9 +108,8 @@ def test_evaluation_files_of_every_kind_give_their_strings(tmp_path: Path) -> No
     (tmp_path / "c.tsv").write_text('text\tlabel\na "quote\t0\n', encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.table({"s": ["x y"], "n": [1]}), tmp_path / "d.parquet")
     (tmp_path / "e.txt").write_text("first\nlines\n\nsecond\n", encoding="utf-8")
-    paths = [str(tmp_path / name) for name in ("a.jsonl", "b.csv", "c.tsv", "d.parquet", "e.txt")]
-    found = [(name.removeprefix(f"{tmp_path}/"), text) for name, text in evaluation_texts(paths)]
-    assert found == [
+    files = {tmp_path / name: name for name in ("a.jsonl", "b.csv", "c.tsv", "d.parquet", "e.txt")}
+    assert evaluation_texts(files) == [
         ("a.jsonl:1 question", "Who?"),
         ("a.jsonl:1 answers.text", "I"),
         ("a.jsonl:1 answers.text", "you"),
@@ -123,7 +122,7 @@ def test_evaluation_files_of_every_kind_give_their_strings(tmp_path: Path) -> No
         ("e.txt:1", "first\nlines"),
         ("e.txt:2", "second\n"),
     ]
-    assert evaluation_texts([]) == []
+    assert evaluation_texts({}) == []
 
 
 @pytest.mark.parametrize(
@@ -140,9 +139,9 @@ def test_evaluation_files_of_every_kind_give_their_strings(tmp_path: Path) -> No
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
-        evaluation_texts([str(tmp_path / name)])
+        evaluation_texts({tmp_path / name: name})
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.jsonl"):
-        evaluation_texts([str(tmp_path / "missing.jsonl")])
+        evaluation_texts({tmp_path / "missing.jsonl": "missing.jsonl"})

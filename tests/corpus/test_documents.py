@@ -33,6 +33,13 @@ def test_reading_gives_what_was_written(batches: list[list[Document]]) -> None:
         assert count(directory, "train") == len(written)
 
 
+def test_shards_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ["train-00000", "train-00002", "train-99999", "train-100000", "train-100001"]
+    for name in [*names, "train-000", "train-00001.part", "train-x-00001", "training-00001"]:
+        (tmp_path / f"{name}.parquet").touch()
+    assert [path.stem for path in shards(tmp_path, "train")] == names
+
+
 def test_no_rows_no_file(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "validation") as writer:
         writer.write(as_batch([]))

@@ -105,6 +105,20 @@ def test_without_sbatch_the_script_is_left_to_the_user(
     assert [times_done(directory, number) for number in range(7)] == [1] * 7
 
 
+def test_relative_paths_are_those_of_the_caller(no_slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the script is submitted, and wherever a Ray cluster was started."""
+    for place in ("here", "elsewhere"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "here" / "input.txt").write_text("found", encoding="utf-8")
+    given = [Task("read-0", {"path": "input.txt"})]
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DataError, match="no `sbatch`"):
+        run_tasks("execution_work:read", given, tmp_path / "work", executor="slurm")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run_by_hand(tmp_path / "work" / "read.sbatch") == [0]
+    assert run_tasks("execution_work:read", given, tmp_path / "work") == [{"content": "found"}]
+
+
 def test_what_an_element_has_met_is_told_by_the_next_run_and_then_tried_again(no_slurm: None, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(DataError, match="no `sbatch`"):

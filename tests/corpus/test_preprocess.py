@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,9 @@ from llmkit.corpus.normalise import normalise
 from llmkit.corpus.preprocess import preprocess
 from llmkit.corpus.settings import PreprocessConfig
 from llmkit.errors import ConfigError, DataError
-from llmkit.pipeline.stage import Workspace
+from llmkit.pipeline.artefact import FileHashes
+from llmkit.pipeline.stage import Workspace, identify
+from llmkit.stages import STAGES
 
 
 @dataclass
@@ -170,8 +173,15 @@ def test_too_many_bad_rows_name_the_first_three(run: Run, tmp_path: Path) -> Non
 def test_too_many_bad_rows_stop_a_long_run_early(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "fine"}\n' * 900 + "broken\n" * 50_000, encoding="utf-8")
-    with pytest.raises(DataError, match=r"^100 of 1,000 rows"):
+    with pytest.raises(DataError, match=r"^901 of 1,801 rows cannot be used, more than max_bad_fraction \(0\.01\)"):
         run(train_file=str(path))
+
+
+def test_bad_rows_are_judged_by_their_share_of_all(run: Run, tmp_path: Path) -> None:
+    """And not by that of the file or the thousand rows that they stand in."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("broken\n" * 40 + '{"text": "fine"}\n' * 5_000, encoding="utf-8")
+    assert run(train_file=str(path), task_bytes=1 << 15).metrics["bad_rows"] == 40
 
 
 def test_a_file_in_another_encoding_stops_with_the_hint(run: Run, tmp_path: Path) -> None:
@@ -352,6 +362,41 @@ def test_raw_inputs(tmp_path: Path) -> None:
     before = config(dataset_name=str(tmp_path)).raw_inputs()
     (tmp_path / "data.jsonl").write_text("{} ", encoding="utf-8")
     assert config(dataset_name=str(tmp_path)).raw_inputs() != before
+
+
+def test_what_makes_a_result_another(tmp_path: Path) -> None:
+    """Of named sources: content, names, order, weights and licences do, and not where they lie or when they were written."""
+    for place in ("here", "there"):
+        (tmp_path / place / "a").mkdir(parents=True)
+        (tmp_path / place / "a" / "x.txt").write_text("one", encoding="utf-8")
+        (tmp_path / place / "b.txt").write_text("two", encoding="utf-8")
+    os.utime(tmp_path / "there" / "b.txt", (1, 1))
+
+    def mark(place: str = "here", order: str = "ab", **of_a: Any) -> str:
+        found = {"a": {"files": str(tmp_path / place / "a"), **of_a}, "b": {"files": [str(tmp_path / place / "b.txt")]}}
+        made = config(sources={name: found[name] for name in order})
+        return identify(STAGES["preprocess"], made, FileHashes(tmp_path / "hashes")).fingerprint
+
+    before = mark()
+    assert before == mark() == mark("there") == mark(weight=1)
+    others = [mark(order="ba"), mark(order="a"), mark(weight=0.5), mark(license="MIT")]
+    (tmp_path / "here" / "b.txt").write_text("2wo", encoding="utf-8")
+    assert len({before, mark(), *others}) == 6
+
+
+def test_what_makes_no_difference_to_a_result(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("a test", encoding="utf-8")
+
+    def mark(**values: Any) -> str:
+        made = config(train_file=str(tmp_path / "a.txt"), **values)
+        return identify(STAGES["preprocess"], made, FileHashes(tmp_path / "hashes")).fingerprint
+
+    assert mark() == mark(workers=3, executor="ray", max_bad_fraction=0.5)
+    held_out = mark(decontaminate=str(tmp_path / "b.txt"))
+    assert held_out != mark()
+    (tmp_path / "b.txt").write_text("another", encoding="utf-8")
+    assert mark(decontaminate=str(tmp_path / "b.txt")) != held_out
 
 
 def test_the_settings_are_light_to_read() -> None:

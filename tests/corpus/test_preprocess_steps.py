@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from llmkit.corpus.documents import read_batches
 from llmkit.corpus.preprocess import preprocess
 from llmkit.corpus.settings import PreprocessConfig
 from llmkit.corpus.thresholds import try_thresholds
-from llmkit.errors import ArtefactError, ConfigError
+from llmkit.errors import ArtefactError, ConfigError, DataError
 
 PROSE = (
     "The ferry left the harbour before sunrise, and nobody on deck had slept. A woman with a red suitcase asked the mate how "
@@ -73,6 +75,11 @@ def test_personal_data_is_replaced_or_its_document_dropped(tmp_path: Path) -> No
     assert [(row["id"], row["rule"], row["value"]) for row in dropped["rejects"]] == [("a.jsonl:1", "pii", "email")]
 
 
+def test_what_a_step_has_made_too_short_is_called_so(tmp_path: Path) -> None:
+    found = run(tmp_path, [PROSE, "a.very.long.name@mail.example.com"], pii="replace", min_chars=20)
+    assert [(row["id"], row["rule"]) for row in found["rejects"]] == [("a.jsonl:2", "too short")]
+
+
 def test_text_is_repaired_and_cleared_of_menus(tmp_path: Path) -> None:
     damaged = PROSE.replace("harbour", "cafÃ©")
     found = run(tmp_path, [f"{damaged}\n\nShare on Facebook\nAccept all cookies"], repair_text=True, remove_boilerplate=True)
@@ -92,19 +99,26 @@ def test_quality_rules_name_themselves_and_what_they_saw(tmp_path: Path) -> None
 
 
 def test_a_piece_of_an_evaluation_set_is_kept_out(tmp_path: Path) -> None:
-    test = tmp_path / "test.jsonl"
+    (tmp_path / "tests" / "one").mkdir(parents=True)
+    (tmp_path / "tests" / "README.md").write_text(GERMAN, encoding="utf-8")
+    test = tmp_path / "tests" / "one" / "test.jsonl"
     test.write_text(json.dumps({"sentence": PROSE[:150]}) + "\n", encoding="utf-8")
-    found = run(tmp_path, [f"{GERMAN} {PROSE}", GERMAN, CHINESE], decontaminate=[str(test)])
+    found = run(tmp_path, [f"{GERMAN} {PROSE}", GERMAN, CHINESE], decontaminate=[str(tmp_path / "tests")])
     (rejected,) = found["rejects"]
     assert (rejected["id"], rejected["rule"]) == ("a.jsonl:1", "contaminated")
-    assert "test.jsonl:1 sentence" in rejected["value"]
+    assert rejected["value"].endswith(" (one/test.jsonl:1 sentence)")
+    test.write_text(json.dumps({"sentence": PROSE[:30]}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"none of the 1 texts in .*test\.jsonl has the 8 words"):
+        run(tmp_path / "tests", [PROSE], decontaminate=[str(test)])
 
 
 def test_paragraphs_that_came_before_go(tmp_path: Path) -> None:
     notice = "This page is kept by the friends of the harbour museum, who ask for nothing."
     found = run(tmp_path, [f"{PROSE}\n\n{notice}", f"{notice}\n\n{GERMAN}", notice], deduplicate_paragraphs=True)
     assert [row["text"] for row in found["train"]] == [f"{PROSE}\n\n{notice}", GERMAN]
-    assert [(row["id"], row["rule"], row["text"]) for row in found["rejects"]] == [("a.jsonl:3", "repeated paragraphs", "")]
+    assert [(row["id"], row["rule"], row["text"]) for row in found["rejects"]] == [
+        ("a.jsonl:3", "repeated paragraphs", notice)
+    ]
 
 
 def test_named_sources_with_a_weight_and_a_licence(tmp_path: Path) -> None:
@@ -122,6 +136,40 @@ def test_named_sources_with_a_weight_and_a_licence(tmp_path: Path) -> None:
     assert 15 < kept.count("news") < 45
     assert {row["rule"] for row in found["rejects"]} == {"not sampled"}
     assert {json.loads(row["metadata"]).get("license") for row in found["train"]} == {"CC-BY-SA-4.0", None}
+
+
+WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"numba", "py3langid", "ftfy", "fastwarc", "resiliparse", "trafilatura"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from llmkit.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("further", "needed"),
+    [
+        ([], ""),
+        (["--pii", "replace", "--remove_boilerplate", "--deduplicate_paragraphs"], ""),
+        (["--filters", "c4"], "Quality filters need numba"),
+        (["--near_duplicates"], "near deduplication and decontamination need numba"),
+        (["--languages", "en"], "language identification needs"),
+        (["--repair_text"], "repairing mojibake needs ftfy"),
+    ],
+)
+def test_without_the_extra_only_what_needs_it_is_refused(tmp_path: Path, further: list[str], needed: str) -> None:
+    (tmp_path / "a.txt").write_text(PROSE, encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": CHINESE}) + "\n", encoding="utf-8")
+    words = ["preprocess", "--input", str(tmp_path), "--output_dir", str(tmp_path / "out"), *further]
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == (2 if needed else 0), done.stderr
+    assert not needed or (needed in done.stderr and 'pip install "llmkit[corpus]"' in done.stderr)
 
 
 def test_web_pages_become_text(tmp_path: Path) -> None:
@@ -142,6 +190,12 @@ def test_web_pages_become_text(tmp_path: Path) -> None:
         ({"words": "spaces"}, "words: 'spaces' is none of unicode-run-1"),
         ({"pii": "replace", "pii_types": ["mail"]}, "pii_types: 'mail' is none of"),
         ({"sources": {"news": {"weight": 0.5}}}, "sources: 'news' has no `files`"),
+        ({"sources": {"news": {"files": 5}}}, "sources: 'news' has no `files`, a path or a list of paths"),
+        ({"sources": {"news": {"files": ["a.txt", 5]}}}, "sources: 'news' has no `files`, a path or a list of paths"),
+        ({"input": "a.txt"}, "'input' is a name for the command line; write 'train_file'"),
+        ({"minhash_bands": 0}, "minhash_bands: 0 is not a whole number from 1"),
+        ({"minhash_bands": 1000}, "minhash_bands x rows: 1000 x 8 are more than 4096 hash functions"),
+        ({"languages": ["english"]}, "languages: 'english' is no ISO 639-1 code"),
         ({"sources": {"news": {"files": "a.txt", "weight": 2}}}, "weight is 2; it is the share"),
         ({"workers": 0}, "workers is 0; 1 is the least"),
     ],
@@ -189,6 +243,21 @@ def test_the_command_says_what_would_change(measured: Path, capsys: pytest.Captu
     assert "20 (was 50)" in shown
     assert "gopher_quality.min_stop_words" in shown.partition("off")[0]
     assert "150 documents were measured" in shown
+
+
+def test_languages_alone_are_no_quality(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(PROSE, encoding="utf-8")
+    words = [
+        "preprocess",
+        "--train_file",
+        str(tmp_path / "a.txt"),
+        "--identify_language",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == 0
+    with pytest.raises(ArtefactError, match="has no signals: it was made without `filters`"):
+        try_thresholds(tmp_path / "out", {})
 
 
 def test_thresholds_that_cannot_be(measured: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.corpus.duplicates.layout import BANDS, DOCUMENTS, PARAGRAPHS, TRAIN, Layout, opened, with_care
+from llmkit.pipeline.artefact import sync
 
 
 @dataclass
@@ -62,6 +63,7 @@ def find_repeats(payload: dict[str, Any]) -> None:
             rows = np.stack([entries.tickets[repeats], first[repeats]], axis=1)
             file.write(rows[np.argsort(rows[:, 0])].tobytes())
             ends.append(file.tell() // 16)
+    sync(aside)
     os.replace(aside, path)
     with_care(path.with_suffix(".npy"), np.array(ends, dtype=np.int64))
 

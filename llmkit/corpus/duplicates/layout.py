@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from llmkit import __version__
 from llmkit.corpus.duplicates.settings import DuplicateSettings
 from llmkit.errors import DataError
 
@@ -77,6 +78,7 @@ class Layout:
             "parts": self.parts,
             "abouts": self.abouts,
             "bucket": self.bucket,
+            "llmkit": __version__,
         }
 
     def _is_written(self) -> bool:
@@ -120,11 +122,13 @@ def opened(path: Path) -> np.ndarray:
 
 
 def with_care(path: Path, content: bytes | np.ndarray) -> None:
-    """Write a file that is there as a whole or not at all."""
+    """Write a file that is there as a whole or not at all, also after a power cut."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with aside.open("wb") as file:
         if isinstance(content, bytes):
             file.write(content)
         else:
             np.save(file, content, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(aside, path)

@@ -18,6 +18,7 @@ import numpy as np
 
 from llmkit.corpus.duplicates.minhash import MinHash
 from llmkit.corpus.duplicates.settings import DuplicateSettings
+from llmkit.pipeline.artefact import sync
 
 LEAST_BYTES = 30
 """UTF-8 bytes of a paragraph that counts: about five English words or ten Han characters. Shorter ones (a heading, "Yes.", a
@@ -82,6 +83,8 @@ class Marker:
             if name == "bands.hash":
                 about["bands"] = array.shape[1]
         (aside / "part.json").write_text(json.dumps({**about, "check": check.hexdigest()}), encoding="utf-8")
+        for file in aside.iterdir():
+            sync(file)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(aside, path)
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.corpus.duplicates.settings import DuplicateSettings
-from llmkit.corpus.words import _BASE, Words, _kinds, _mixed, normalised
+from llmkit.corpus.words import BASE, Words, character_kinds, mixed, normalised
 from llmkit.errors import DataError
 
 _CODES = 0x40000  # Unicode has no letters from here on
@@ -89,7 +89,7 @@ class MinHash:
             column = found[:, band]
             column += np.uint64(band)
             for row in range(self._rows):
-                column[:] = _mixed((column + values[:, band * self._rows + row]) * _PLACE)
+                column[:] = mixed((column + values[:, band * self._rows + row]) * _PLACE)
         return np.where(has_words[:, None], np.maximum(found, 1), np.uint64(0))
 
 
@@ -128,8 +128,8 @@ class Prefilter:
 
 def _powers(n: int) -> np.ndarray:
     """The powers of the base of polynomial hashes from 0 to n, and its inverse; uint64 of shape [n + 2]."""
-    powers = [pow(_BASE, exponent, 1 << 64) for exponent in range(n + 1)]
-    return np.array([*powers, pow(_BASE, -1, 1 << 64)], dtype=np.uint64)
+    powers = [pow(BASE, exponent, 1 << 64) for exponent in range(n + 1)]
+    return np.array([*powers, pow(BASE, -1, 1 << 64)], dtype=np.uint64)
 
 
 def _encoded(texts: Sequence[str]) -> list[bytes]:
@@ -150,7 +150,7 @@ def kernels() -> Any:
     try:
         from llmkit.corpus.duplicates import kernels as found
     except ImportError as error:
-        raise DataError('near deduplication needs numba: pip install "llmkit[corpus]"') from error
+        raise DataError('near deduplication and decontamination need numba: pip install "llmkit[corpus]"') from error
     return found
 
 
@@ -161,7 +161,7 @@ def _folding() -> np.ndarray:
     Normalising by NFKC and folding case are a table for every character that does neither change the one before it nor become
     several. A text with any other is normalised as a whole, in Python.
     """
-    kinds = _kinds()
+    kinds = character_kinds()
     hard = _joining()
     table = np.empty(_CODES, dtype=np.uint32)
     for code in range(_CODES):
@@ -179,7 +179,7 @@ def _folding() -> np.ndarray:
 def _as_they_are() -> np.ndarray:
     """The same table for a text that is normalised already."""
     codes = np.arange(_CODES, dtype=np.uint32)
-    return (codes << np.uint32(3)) | _kinds()[:_CODES]
+    return (codes << np.uint32(3)) | character_kinds()[:_CODES]
 
 
 def _joining() -> np.ndarray:

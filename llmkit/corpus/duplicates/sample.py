@@ -8,7 +8,7 @@ import numpy as np
 
 from llmkit.corpus.duplicates.curve import MOST
 from llmkit.corpus.duplicates.layout import Layout
-from llmkit.corpus.words import _mixed
+from llmkit.corpus.words import mixed
 
 
 def sample(directory: Path, count: int = MOST) -> list[tuple[int, int]]:
@@ -43,4 +43,4 @@ def sample(directory: Path, count: int = MOST) -> list[tuple[int, int]]:
 
 def _lowest(pairs: np.ndarray, count: int) -> np.ndarray:
     """The pairs whose first numbers come first in an order that is as good as random."""
-    return pairs[np.argsort(_mixed(pairs[:, 0].astype(np.uint64)), kind="stable")[:count]]
+    return pairs[np.argsort(mixed(pairs[:, 0].astype(np.uint64)), kind="stable")[:count]]

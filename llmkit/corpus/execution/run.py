@@ -48,7 +48,7 @@ def run_tasks(
         DataError: a task has lost its worker three times, or there is no cluster, or its results do not arrive here.
         RuntimeError: the function has failed in another way; carries its traceback.
     """
-    job = Job(function, directory.resolve(), tuple(map(str, sys.path)))
+    job = Job(function, directory.resolve(), tuple(map(str, sys.path)), Path.cwd())
     job.directory.mkdir(parents=True, exist_ok=True)
     results = {task.name: job.result(task) for task in tasks}
     if len(results) < len(tasks):

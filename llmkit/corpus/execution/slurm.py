@@ -58,7 +58,7 @@ def run_on_slurm(job: Job, tasks: Sequence[Task], workers: int | None, progress:
 def do_element(plan: Path, element: int) -> int:
     """Do the tasks of one element of an array; the exit code of its process."""
     made = json.loads(plan.read_text(encoding="utf-8"))
-    job = Job(made["function"], Path(made["directory"]), tuple(made["path"]))
+    job = Job(made["function"], Path(made["directory"]), tuple(made["path"]), Path(made["base"]))
     for fields in made["tasks"][element :: made["elements"]]:
         task = Task(**fields)
         failure = job.attempt(task)
@@ -156,6 +156,7 @@ class _Array:
                 "function": self._job.function,
                 "directory": str(self._job.directory),
                 "path": self._job.path,
+                "base": str(self._job.base or Path.cwd()),
                 "elements": elements,
                 "tasks": [asdict(task) for task in tasks],
             }

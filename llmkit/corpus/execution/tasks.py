@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections import Counter
@@ -85,6 +86,8 @@ class Job:
     directory: Path
     path: tuple[str, ...] = ()
     """Where the caller finds modules; for workers that are started by others, who look there last."""
+    base: Path | None = None
+    """Where relative paths of the caller begin; for the same."""
 
     def place(self, task: Task) -> Path:
         return self.directory / f"{task.name}.json"
@@ -112,6 +115,8 @@ class Job:
         """
         sys.path += [place for place in self.path if place not in sys.path]
         try:
+            if self.base is not None:
+                os.chdir(self.base)
             self.do(task)
         except BaseException as failure:
             return asdict(Failure.of(failure))
