@@ -122,9 +122,9 @@ def test_dumps(tmp_path: Path) -> None:
             "数学是研究数量的学科。",
         ]
         aside = [row for row in found if isinstance(row, BadRow)]
-        assert [(row.reason, row.expected) for row in aside] == [
-            ("mediawiki: redirect", True),
-            ("mediawiki: namespace 1", True),
+        assert [(row.reason, row.detail, row.expected) for row in aside] == [
+            ("wiki redirect", "Anarchism", True),
+            ("wiki namespace", "1", True),
         ]
         assert about(found[0]) == {"title": "Anarchism", "date": "2020-01-01T00:00:00Z"}
 
@@ -199,7 +199,7 @@ def test_html_files(tmp_path: Path) -> None:
     )
     (row,) = rows(write(tmp_path / "a.html", source.encode("gb18030")))
     assert row.text == "今天天气很好，我们去公园散步。"
-    assert about(row) == {"charset": "gb18030", "title": "天气", "language": "zh-CN", "opt_out": ["noai"]}
+    assert about(row) == {"charset": "gb18030", "title": "天气", "declared_language": "zh-CN", "opt_out": ["noai"]}
     assert isinstance(rows(write(tmp_path / "b.htm.gz", gzip.compress(source.encode())[:-9]))[0], BadRow)
 
 
