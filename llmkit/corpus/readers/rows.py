@@ -40,7 +40,7 @@ class BadRow:
     """Where a person finds it: path and line."""
     expected: bool = False
     detail: str = ""
-    """Of an expected one, whose `reason` is one of a few, what it was: `302` for `http status`, `image/png` for `media type`."""
+    """Of an expected one, whose `reason` is one of a few, what was seen: `302` for `http status`, say."""
 
 
 Row = Document | BadRow
