@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmkit.corpus.documents import Document
-from llmkit.corpus.readers import BadRow, ReadOptions, Row, find_files, lines, read, streams
+from llmkit.corpus.readers import SET_ASIDE, BadRow, ReadOptions, Row, find_files, lines, read, streams
 from llmkit.corpus.readers.markup import plain_text
 from llmkit.corpus.readers.wikitext import spelled
 from llmkit.errors import DataError
@@ -122,6 +122,7 @@ def test_dumps(tmp_path: Path) -> None:
             "数学是研究数量的学科。",
         ]
         aside = [row for row in found if isinstance(row, BadRow)]
+        assert all(row.reason in SET_ASIDE for row in aside)
         assert [(row.reason, row.detail, row.expected) for row in aside] == [
             ("wiki redirect", "Anarchism", True),
             ("wiki namespace", "1", True),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from llmkit.corpus.documents import Document, read_batches
 from llmkit.corpus.preprocess import preprocess
-from llmkit.corpus.readers import BadRow, ReadOptions, Row, find_files, http, read, streams, units, warc
+from llmkit.corpus.readers import SET_ASIDE, BadRow, ReadOptions, Row, find_files, http, read, streams, units, warc
 from llmkit.corpus.settings import PreprocessConfig
 from llmkit.pipeline.stage import Workspace
 
@@ -65,6 +65,7 @@ def told(found: list[Row]) -> list[str]:
 
 
 def _why(row: BadRow) -> str:
+    assert row.expected == (row.reason in SET_ASIDE)
     return f"{row.reason}: {row.detail}" if row.expected else f"BAD {row.reason}"
 
 

@@ -21,6 +21,12 @@ Progress = Callable[[int], None]
 _USUAL_NAMES = ("text", "content", "document", "body", "article", "sentence", "code", "markdown")
 _LONGEST_DETAIL = 100
 
+SET_ASIDE = (
+    *("warc record type", "warc content type", "record too long", "http status", "media type", "binary body", "body too long"),
+    *("wiki namespace", "wiki redirect", "wiki content model", "wiki page without text"),
+)
+"""Why a row can be expected to be no document."""
+
 
 @dataclass(slots=True)
 class BadRow:
@@ -40,7 +46,7 @@ class BadRow:
     """Where a person finds it: path and line."""
     expected: bool = False
     detail: str = ""
-    """Of an expected one, whose `reason` is one of a few, what was seen: `302` for `http status`, say."""
+    """Of an expected one, whose `reason` is one of `SET_ASIDE`, what was seen: `302` for `http status`, say."""
 
 
 Row = Document | BadRow
