@@ -342,7 +342,7 @@ def _uneven(corpus: Corpus, group: str, title: str) -> Iterator[str]:
 
 def replaced(corpus: Corpus) -> str:
     """What became of the personal data that was found."""
-    return "; placeholders such as [EMAIL] stand in its place" if corpus.settings.get("pii") == "replace" else ""
+    return "; replaced by placeholders such as [EMAIL]" if corpus.settings.get("pii") == "replace" else ""
 
 
 def limits(corpus: Corpus) -> Iterator[str]:

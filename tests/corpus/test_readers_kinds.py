@@ -156,7 +156,7 @@ def test_damaged_dumps(tmp_path: Path) -> None:
         ("== History ==\nText\n=== Early ===\nMore", "History\n\nText\n\nEarly\n\nMore"),
         ("* one\n** two\n# three\n:indented\n;term", "• one\n  • two\n• three\nindented\nterm"),
         ("see [https://a.org the site] and [https://b.org] now", "see the site and now"),
-        ("a<br/>b &amp; &lt;c&gt;<!-- hidden\n --> __NOTOC__d<nowiki>[[x]]</nowiki>", "a\nb & <c> d[[x]]"),
+        ("a<br/>b &amp; &lt;c&gt;<!-- hidden\n --> __NOTOC____TOC__d<nowiki>[[x]]</nowiki>", "a\nb & <c> d[[x]]"),
         ('<syntaxhighlight lang="py">\ndef f():\n    return {{1}}\n</syntaxhighlight>', "def f():\n    return {{1}}"),
         ("名字（{{lang|en|x}}）是-{zh-hans:计算机; zh-hant:電腦}-。", "名字是计算机。"),
         ("open {{never closed [[nor this", "open {{never closed [[nor this"),

@@ -366,6 +366,18 @@ def test_members_that_are_not_records(tmp_path: Path) -> None:
     assert rows(write(tmp_path / "empty.warc.gz", b"")) == rows(write(tmp_path / "empty.warc", b"")) == []
 
 
+def test_headers_that_are_cut_or_say_no_length_cost_no_other_record(tmp_path: Path) -> None:
+    headers = (b"WARC/1.0\r\n", b"WARC/1.0\r\nWARC-Type: conversion\r\n", b"WARC/1.0\r\nWARC-Type: conversion\r\n\r\n")
+    found = told(rows(write(tmp_path / "a.warc", b"".join(header + conversion("text") for header in headers))))
+    assert found[1::2] == ["text"] * 3
+    assert found[::2] == [*["BAD the header of the record does not end"] * 2, "BAD has no Content-Length"]
+
+
+def test_very_many_headers_that_do_not_end(tmp_path: Path) -> None:
+    """Takes minutes where the end of each is looked for behind the next."""
+    assert len(rows(write(tmp_path / "a.warc", b"WARC/1.0\r\n" * 20_000))) == 20_000
+
+
 def test_a_record_that_is_too_long_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warc, "LONGEST_RECORD", 10_000)
     found = read_plain(tmp_path, conversion("before"), conversion("x" * 3_000_000), conversion("after"))

@@ -149,7 +149,7 @@ def test_rows_that_can_be_no_document_are_told_apart(tmp_path: Path) -> None:
     html, card = write(tmp_path, [kept, aside, aside, aside, lost], metrics, {"pii": "replace"})
     told = "Of 5 rows read, 3 hold no document (requests, images, redirects); of the other 2, 1 were kept (50.0%)"
     assert told in plain(html) and told in plain(f"<body>{card}")
-    assert "stand in its place" in plain(html) and "stand in its place" in card
+    assert "replaced by placeholders" in plain(html) and "replaced by placeholders" in card
     assert "<bdi>empty</bdi></th>" in html
 
 
