@@ -51,7 +51,7 @@ _LONE = re.compile(
     r">(?:\s|&nbsp;)*(?:[^\W\x00-\u07ff]|[–—‘’“”„…€\u3001-\u3003\u3008-\u3011\u3014-\u301f！（），．：；？～])"
     r"(?=(?:\s|&nbsp;)*<)"
 )
-"""A letter or mark of three bytes between two tags, as `的` and `。` are around links; resiliparse takes them for ornaments."""
+"""A letter or mark of three bytes between two tags, such as `的` between links; resiliparse takes them for ornaments."""
 _HELD = "\ufdd0"  # put beside it, so that it is not alone; no character (Unicode 23.7)
 _CELLS = re.compile(r"(?<=\S)(?:\t\t)+")
 
