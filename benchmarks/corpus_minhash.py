@@ -145,7 +145,7 @@ def processor_seconds() -> float:
 
 def llmkit_side(shards: Path, output: Path, bucket: int = 1 << 22) -> list[str]:
     """As the stage `preprocess`: marks by shard, decisions, the documents that stay."""
-    from llmkit.corpus.documents import Document, DocumentWriter
+    from llmkit.corpus.documents import Document, ShardWriter, as_batch
     from llmkit.corpus.duplicates.decide import Decisions, decide, serially
     from llmkit.corpus.duplicates.marks import Marker
     from llmkit.corpus.duplicates.settings import DuplicateSettings
@@ -168,13 +168,15 @@ def llmkit_side(shards: Path, output: Path, bucket: int = 1 << 22) -> list[str]:
     decide(parts, settings, output / "decisions", run, bucket)
     kept = []
     (output / "documents").mkdir()
-    with DocumentWriter(output / "documents", "train") as writer:
+    with ShardWriter(output / "documents", "train") as writer:
         for part, path in enumerate(paths):
             decisions = Decisions.load(output / "decisions", part)
-            for number, row in enumerate(row for batch in batches(path) for row in batch):
-                if not decisions.rule(number):
-                    writer.write(Document(row["text"], row["id"], path.name))
-                    kept.append(row["id"])
+            number = 0
+            for batch in batches(path):
+                rows = [row for place, row in enumerate(batch, start=number) if not decisions.rule(place)]
+                number += len(batch)
+                writer.write(as_batch([Document(row["text"], row["id"], path.name) for row in rows]))
+                kept += [row["id"] for row in rows]
             note_memory()
     return kept
 
