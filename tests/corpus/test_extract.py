@@ -199,3 +199,8 @@ def test_declarations_in_pages() -> None:
 def test_a_file_may_be_cut_inside_a_character() -> None:
     assert detect(CHINESE.encode()[:-1], cut=True) == "utf-8"
     assert detect((CHINESE * 9).encode("gb18030")[:-1], cut=True) == "gb18030"
+
+
+def test_of_declared_encodings_the_first_that_exists_counts() -> None:
+    assert decode("中文".encode("gbk"), "none", None, "gb2312", "big5") == ("中文", "gb18030")
+    assert decode("中文".encode("big5"), "big5", "gb2312") == ("中文", "big5hkscs")

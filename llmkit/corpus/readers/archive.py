@@ -112,7 +112,7 @@ def _responded(record: Record, options: ReadOptions) -> tuple[str, dict[str, Any
     if media_type == "text/plain":
         text, about["charset"] = decode(body, response.charset)
     else:
-        html, about["charset"] = decode(body, response.charset or declared_in_html(body))
+        html, about["charset"] = decode(body, response.charset, declared_in_html(body))
         page = extract(html, options.extractor, about["url"])
         text, opt_out = page.text, sorted({*opt_out, *page.opt_out})
         said = {"title": page.title, "declared_language": page.language}
