@@ -18,32 +18,35 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from pretrain import working_directory
+from rounds import alternating, give, plain, take
+
 FILTERS = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
 JOBS = {"all four": FILTERS, **{name: (name,) for name in FILTERS}}
-_RESULT = "result: "
 
 
 def main() -> int:
     """Measure, and print a line for each job."""
     arguments = parse()
     if arguments.side:
-        run_side(arguments)
+        run_side(json.loads(Path(arguments.side[0]).read_text(encoding="utf-8")), arguments.side[1])
         return 0
     runs: dict[str, list[dict[str, Any]]] = {"llmkit": [], "datatrove": []}
-    for number in range(arguments.rounds):
-        for side in runs if number % 2 == 0 else reversed(runs):
-            runs[side].append(measure(arguments, side))
+    with working_directory(None) as place:
+        case = {**plain(arguments), "documents": str(arguments.documents.resolve()), "place": str(place)}
+        case |= {"device": "cpu", "threads": 1}
+        for number, side in alternating(list(runs), arguments.rounds):
+            python = arguments.python if side == "datatrove" else sys.executable
+            runs[side].append(take(python, __file__, case, side))
             told = ", ".join(f"{job} {rate:.2f}" for job, rate in runs[side][-1]["rates"].items())
             print(f"round {number + 1}: {side}, MB/s: {told}", file=sys.stderr)
-    same = measure(arguments, "llmkit-spacy")["reasons"]
+        same = take(sys.executable, __file__, case, "llmkit-spacy")["reasons"]
     ours, theirs = runs["llmkit"][0], runs["datatrove"][0]
     print(f"{ours['documents']} documents, {ours['megabytes']:.1f} MB; {theirs['version']}; {os.cpu_count()} cores, one used")
     for job in JOBS:
@@ -62,29 +65,21 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--python", default=sys.executable, help="interpreter with datatrove and spacy")
-    parser.add_argument("--documents", type=Path, required=True, help="JSONL with a field `text`")
+    parser.add_argument("--documents", type=Path, help="JSONL with a field `text`")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side (default 3)")
     parser.add_argument("--max_documents", type=int, default=1000, help="documents (default 1000)")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side is None and arguments.documents is None:
+        parser.error("--documents is needed")
+    return arguments
 
 
-def measure(arguments: argparse.Namespace, side: str) -> dict[str, Any]:
-    """What a process of a side says."""
-    command = [arguments.python if side == "datatrove" else sys.executable, __file__, "--side", side]
-    command += ["--documents", str(arguments.documents), "--max_documents", str(arguments.max_documents)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith(_RESULT))
-    found: dict[str, Any] = json.loads(line.removeprefix(_RESULT))
-    return found
-
-
-def run_side(arguments: argparse.Namespace) -> None:
+def run_side(case: dict[str, Any], side: str) -> None:
     """What the process of a side does."""
-    with arguments.documents.open(encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for _, line in zip(range(arguments.max_documents), file, strict=False)]
-    judge, version = SIDES[arguments.side]()
+    with Path(case["documents"]).open(encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for _, line in zip(range(case["max_documents"]), file, strict=False)]
+    judge, version = SIDES[side]()
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     rates, reasons = {}, {}
     for job, filters in JOBS.items():
@@ -92,8 +87,7 @@ def run_side(arguments: argparse.Namespace) -> None:
         started = time.process_time()
         reasons[job] = judge(texts, filters)
         rates[job] = megabytes / (time.process_time() - started)
-    found = {"rates": rates, "reasons": reasons, "documents": len(texts), "megabytes": megabytes, "version": version}
-    print(_RESULT + json.dumps(found), flush=True)
+    give({"rates": rates, "reasons": reasons, "documents": len(texts), "megabytes": megabytes, "version": version})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

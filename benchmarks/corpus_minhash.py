@@ -22,7 +22,6 @@ import re
 import resource
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-_RESULT = "result: "
+from pretrain import commit, working_directory
+from rounds import alternating, give, take, version_elsewhere
+
 _SHARD_BYTES = 16 << 20
 _BATCH = 500
 _GROWTH_BUCKET = 1 << 16
@@ -41,22 +42,18 @@ def main() -> int:
     """Measure, and print the table."""
     arguments = parse()
     if arguments.side is not None:
-        run_side(*arguments.side)
+        run_side(*arguments.side[1:])
         return 0
-    from pretrain import commit, working_directory
-
     with working_directory(arguments.keep) as place:
         lines = growth(arguments, place) if arguments.growth else comparison(arguments, place)
     print("\n".join(lines))
     if arguments.log:
-        told = subprocess.run([arguments.python, "-c", _VERSIONS], capture_output=True, text=True).stdout.strip() or "none"
+        versions = {name: version_elsewhere(arguments.python, name) for name in ("datatrove", "spacy")}
+        told = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "none"
         command = shlex.join(["python", "benchmarks/corpus_minhash.py", *sys.argv[1:]])
         print(f"\n## {date.today().isoformat()}: near duplicates\n\n- llmkit: {commit()}; Python {platform.python_version()}")
         print(f"- peer: {told}\n- measured: `{command}`; load over 15 minutes {os.getloadavg()[2]:.1f}")
     return 0
-
-
-_VERSIONS = "from importlib.metadata import version as v; print('datatrove', v('datatrove'), 'spacy', v('spacy'))"
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -69,7 +66,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--growth", type=float, nargs="+", help="megabytes of several sizes: llmkit alone on each")
     parser.add_argument("--log", action="store_true", help="print versions and the command as well")
     parser.add_argument("--keep", type=Path, help="work here and leave everything (default: a temporary directory)")
-    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     if arguments.side is None and arguments.text is None:
         parser.error("--text is needed")
@@ -138,7 +135,7 @@ def run_side(side: str, shards: str, output: str) -> None:
     kept = run(Path(shards), Path(output) / "all")
     found = {"processor": processor_seconds() - before, "wall": time.perf_counter() - began, "kept": kept}
     memory = {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "own": _OWN_MEMORY[0]}
-    print(_RESULT + json.dumps({**found, **memory}))
+    give({**found, **memory})
 
 
 def processor_seconds() -> float:
@@ -173,12 +170,13 @@ def llmkit_side(shards: Path, output: Path, bucket: int = 1 << 22) -> list[str]:
     (output / "documents").mkdir()
     with ShardWriter(output / "documents", "train") as writer:
         for part, path in enumerate(paths):
-            decisions, before = Decisions.load(output / "decisions", part), 0
+            decisions = Decisions.load(output / "decisions", part)
+            number = 0
             for batch in batches(path):
-                stay = [row for number, row in enumerate(batch, before) if not decisions.rule(number)]
-                writer.write(as_batch([Document(row["text"], row["id"], path.name) for row in stay]))
-                kept += [row["id"] for row in stay]
-                before += len(batch)
+                rows = [row for place, row in enumerate(batch, start=number) if not decisions.rule(place)]
+                number += len(batch)
+                writer.write(as_batch([Document(row["text"], row["id"], path.name) for row in rows]))
+                kept += [row["id"] for row in rows]
             note_memory()
     return kept
 
@@ -253,11 +251,10 @@ def comparison(arguments: argparse.Namespace, place: Path) -> list[str]:
     """Both sides in rounds, as a table."""
     size = make_shards(arguments.text, arguments.megabytes, place / "shards") / 1e6
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in _SIDES}
-    for number in range(arguments.rounds):
-        for side in _SIDES if number % 2 == 0 else _SIDES[::-1]:
-            found = measure(side, place / "shards", place / f"{side}-{number}", arguments.python)
-            runs[side].append(found)
-            print(f"round {number + 1}: {side}: processor {found['processor']:.2f} s", file=sys.stderr)
+    for number, side in alternating(_SIDES, arguments.rounds):
+        found = measure(side, place / "shards", place / f"{side}-{number}", arguments.python)
+        runs[side].append(found)
+        print(f"round {number + 1}: {side}: processor {found['processor']:.2f} s", file=sys.stderr)
     ours, theirs = (runs[side] for side in _SIDES)
     ratios = [their["processor"] / our["processor"] for our, their in zip(ours, theirs, strict=True)]
     rates = [size / statistics.median(run["processor"] for run in some) for some in (ours, theirs)]
@@ -299,15 +296,8 @@ def measure(side: str, shards: Path, output: Path, python: str) -> dict[str, Any
     Raises:
         SystemExit: it failed; with the end of its output.
     """
-    root = str(Path(__file__).resolve().parents[1])
-    interpreter = python if side == "datatrove" else sys.executable
-    command = [interpreter, str(Path(__file__).resolve()), "--side", side, str(shards), str(output)]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    done = subprocess.run(command, env={**os.environ, **threads, "PYTHONPATH": root}, capture_output=True, text=True)
-    found = [line for line in done.stdout.splitlines() if line.startswith(_RESULT)]
-    if done.returncode != 0 or not found:
-        raise SystemExit(f"{side} failed:\n{shlex.join(command)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
-    return dict(json.loads(found[-1].removeprefix(_RESULT)))
+    case = {"place": str(output.parent), "device": "cpu", "threads": 1}
+    return take(python if side == "datatrove" else sys.executable, __file__, case, side, str(shards), str(output))
 
 
 if __name__ == "__main__":

@@ -123,3 +123,19 @@ def test_the_benchmark_of_tokenisation_prints_its_table_and_finds_the_same_token
     assert rows["llmkit"][3] == "1.00"
     assert rows["llmkit --fast false"][9] == "the same" and float(rows["llmkit --fast false"][7]) > 0
     assert "- measured: `python benchmarks/corpus_tokens.py --corpus" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_near_duplicates_runs_the_sides_of_llmkit(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n".join(f"This is sentence {number} of a text that has many." for number in range(2000)), encoding="utf-8"
+    )
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "corpus_minhash.py"), "--text", str(text), "--growth", "0.1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].startswith("| 0.1 |")

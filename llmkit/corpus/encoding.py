@@ -37,13 +37,13 @@ _MULTI_BYTE = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")
 _SAMPLE = 1 << 20
 
 
-def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
+def decode(data: bytes, *declared: str | None) -> tuple[str, str]:
     """The text of some bytes, without a byte order mark, and the name of the encoding it was in.
 
     Never fails: what the encoding has no meaning for becomes U+FFFD.
 
     Args:
-        declared: the encoding that whoever sent them named, in a header or in the page itself.
+        declared: the encodings that whoever sent them named, in a header or in the page itself; the first that exists counts.
 
     Raises:
         DataError: the encoding has to be found out, and resiliparse is not installed.
@@ -51,7 +51,7 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
     for mark, name in _MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(name, "replace"), name
-    named = _named(declared) if declared else None
+    named = next((name for label in declared if label and (name := _named(label))), None)
     utf8 = _as_utf8(data)
     if utf8 is not None and (named is None or named.startswith(_SINGLE_BYTE) or data.isascii() or _is_sure(data)):
         return utf8, "utf-8"

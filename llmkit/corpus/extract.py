@@ -47,6 +47,12 @@ _ITEM = re.compile(r"<li\b[^>]*>.*?</li>", re.DOTALL)
 _LINK = re.compile(r"<a\s[^>]*>(.*?)</a>", re.DOTALL)
 _LINK_TAG = re.compile(r"<a\s[^>]*>|</a>")
 _MARKUP = re.compile(r"<[^>]*>")
+_LONE = re.compile(
+    r">(?:\s|&nbsp;)*(?:[^\W\x00-\u07ff]|[–—‘’“”„…€\u3001-\u3003\u3008-\u3011\u3014-\u301f！（），．：；？～])"
+    r"(?=(?:\s|&nbsp;)*<)"
+)
+"""A letter or mark of three bytes between two tags, such as `的` between links; resiliparse takes them for ornaments."""
+_HELD = "\ufdd0"  # put beside it, so that it is not alone; no character (Unicode 23.7)
 _CELLS = re.compile(r"(?<=\S)(?:\t\t)+")
 
 
@@ -152,11 +158,12 @@ def _is_too_deep(html: str) -> bool:
 
 
 def _deep(element: Any) -> str:
-    """A part of a page so far down that its lists pass for text, and without the links in lists of text.
+    """A part of a page so far down that its lists pass for text, without the links in lists of text, and no character alone.
 
     resiliparse takes lists with some links for menus; those whose items are mostly not links are none.
     """
-    return f"<html><body>{_DEEP}{_ITEM.sub(_without_links, element.html)}"
+    html = _LONE.sub(rf"\g<0>{_HELD}", element.html)
+    return f"<html><body>{_DEEP}{_ITEM.sub(_without_links, html)}"
 
 
 def _without_links(item: re.Match[str]) -> str:
@@ -174,7 +181,7 @@ def _by_resiliparse(page: Any, **settings: Any) -> str:
     from resiliparse.extract.html2text import extract_plain_text
 
     text: str = extract_plain_text(page, preserve_formatting=True, alt_texts=False, links=False, **settings)
-    return text
+    return text.replace(_HELD, "")
 
 
 def _by_trafilatura(html: str, url: str | None) -> str:

@@ -31,7 +31,8 @@ _COUNTED = 4 * (_HEAD + _MIDDLE) + 2  # how often an n-gram can be in what is re
 class Languages:
     """The step that tells the language of each document, and rejects those of languages that are not kept.
 
-    Codes are those of ISO 639-1; Chinese is `zh-hans` or `zh-hant`.
+    Codes are those of ISO 639-1, or of ISO 639-3 where it has none (`yue`, and `zxx` for what is no language); Chinese is
+    `zh-hans` or `zh-hant`, and `und` what has nothing to go by.
 
     Args:
         keep: codes of the languages to keep, or their first part (`zh`); None: all.

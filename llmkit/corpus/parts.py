@@ -169,7 +169,7 @@ def _append(batch: Batch, row: Row, piece: dict[str, Any], tally: Tally) -> None
     batch.values.append(None)
     if isinstance(row, BadRow):
         batch.metadata.append({})
-        batch.reject(len(batch) - 1, BAD_ROW if not row.expected else row.reason, row.reason)
+        batch.reject(len(batch) - 1, *((row.reason, row.detail) if row.expected else (BAD_ROW, row.reason)))
         if not row.expected:
             tally.bad += 1
             tally.first_bad = [*tally.first_bad, {"place": row.place, "reason": row.reason}][:3]

@@ -16,10 +16,11 @@ from llmkit.corpus.words import HAN
 from llmkit.errors import ConfigError, DataError
 
 _CLOSING = "\"'”’»)\\]」』】）》〉"
+# Runs are looked at from their start only: a long one that ends no sentence takes time by the square otherwise.
 _CANDIDATE = re.compile(
     r"\n[^\S\n]*\n\s*"  # a blank line
-    rf"|(?P<wide>[。！？；｡][。！？；｡…!?]*|…{{2,}}|[!?]+(?=[{_CLOSING}]*[{HAN}]))[{_CLOSING}]*\s*"
-    rf"|(?P<mark>[.!?…]+)(?P<closed>[{_CLOSING}]*)\s+"
+    rf"|(?P<wide>[。！？；｡][。！？；｡…!?]*|…{{2,}}|(?<![!?])[!?]+(?=[{_CLOSING}]*[{HAN}]))[{_CLOSING}]*\s*"
+    rf"|(?<![.!?…])(?P<mark>[.!?…]+)(?P<closed>[{_CLOSING}]*)\s+"
 )
 _SAID = re.compile(
     f"(?:(?![没沒不])[{HAN}]){{0,8}}?[说說道问問喊叫答嚷写寫][道着著]?[，。：:,！；]|的|是|这|這|等|一词|一詞|，|、|和|与|與"
@@ -51,7 +52,7 @@ _STARTERS = frozenset(
 )
 _WORD_BEFORE = re.compile(r"[^\s(\[\"'“‘—–]*$")
 _NUMBERED = frozenset({"no", "nos", "p", "pp", "fig", "figs", "eq", "eqs", "sec", "ch", "vol", "vols", "ext"})
-_LONGEST_WORD = 40
+_LONGEST_WORD, _LONGEST_INDENT = 40, 40
 
 
 def sentences(text: str, language: str = "en", splitter: Any = "rules") -> list[str]:
@@ -165,7 +166,7 @@ def _ends_spaced(text: str, match: re.Match[str]) -> bool:
     return not numbers_an_item
 
 
-_NEXT = re.compile(r"[^\w]*(\w*)")
+_NEXT = re.compile(r"\W{0,40}(\w{0,40})")
 
 
 def _next_word(text: str, place: int) -> str:
@@ -174,4 +175,5 @@ def _next_word(text: str, place: int) -> str:
 
 
 def _starts_line(text: str, place: int) -> bool:
-    return text[text.rfind("\n", 0, place) + 1 : place].isspace() or place == 0 or text[place - 1] == "\n"
+    before = text[max(0, place - _LONGEST_INDENT) : place].rstrip(" \t\u3000")
+    return before.endswith("\n") or (not before and place <= _LONGEST_INDENT)

@@ -207,7 +207,7 @@ def _named(group: str, row: Row) -> str:
         return corpus_facts.language(row.name)
     if group == "length" and row.name:
         return f"{2 ** int(row.name):,} to {2 ** (int(row.name) + 1) - 1:,} characters"
-    return row.name
+    return row.name or ("empty" if group == "length" else "")
 
 
 def _sample_note(corpus: Corpus, group: str) -> str:

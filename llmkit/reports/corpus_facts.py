@@ -14,6 +14,7 @@ import numpy as np
 
 from llmkit.corpus.documents import shards
 from llmkit.corpus.quality.rules import rules_of
+from llmkit.corpus.readers import SET_ASIDE
 from llmkit.corpus.settings import PreprocessConfig
 from llmkit.corpus.statistics import COLUMNS, Statistics
 from llmkit.errors import DataError
@@ -111,6 +112,10 @@ class Corpus:
         """Each rule with the documents and bytes that it removed, the most first."""
         found = [(rule, count, size) for rule, (count, size) in self.statistics.rules.totals().items()]
         return sorted(found, key=lambda item: (-item[1], item[0]))
+
+    def set_aside(self) -> int:
+        """Rows that by what they are can be no document, such as requests and images in a web archive."""
+        return sum(count for rule, count, _ in self.rules() if rule in SET_ASIDE)
 
     def is_sampled(self, group: str) -> int:
         """Counted is one document in this many."""
@@ -217,9 +222,14 @@ def verdict(corpus: Corpus) -> str:
     total = corpus.total()
     read = corpus.metrics.get("read", total.read)
     sources, languages = corpus.known("source"), corpus.known("language")
+    aside = corpus.set_aside()
+    rows = f"Of {words.count(read, 'document')} read"
+    if aside:
+        rows = (
+            f"Of {read:,} rows read, {aside:,} hold no document (requests, images, redirects); of the other {read - aside:,}"
+        )
     text = (
-        f"Of {words.count(read, 'document')} read, {total.documents:,} were kept "
-        f"({words.percent(share(total.documents, read))}): "
+        f"{rows}, {total.documents:,} were kept ({words.percent(share(total.documents, read - aside))}): "
         f"{words.size(total.bytes)} of text, {words.count(total.words, 'word')}, from {words.count(len(sources), 'source')}"
     )
     if languages:
@@ -328,6 +338,11 @@ def _uneven(corpus: Corpus, group: str, title: str) -> Iterator[str]:
         f"The rules do not treat all {title}s alike: {words.percent(least)} of {words.count(n, 'document')} of {named[0]} "
         f"were kept, and {words.percent(most)} of {m:,} of {named[1]}."
     )
+
+
+def replaced(corpus: Corpus) -> str:
+    """What became of the personal data that was found."""
+    return "; replaced by placeholders such as [EMAIL]" if corpus.settings.get("pii") == "replace" else ""
 
 
 def limits(corpus: Corpus) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from llmkit.evaluation.intervals import wilson
-from llmkit.reports import charts, words
+from llmkit.reports import charts, corpus_facts, words
 from llmkit.reports.charts import Mark, Series
 from llmkit.reports.corpus_charts import Columns, Part, column_chart, part_chart
 from llmkit.reports.corpus_facts import BINS, Corpus, Distribution, share
@@ -99,8 +99,9 @@ def _sampled(sample: Mapping[str, Any]) -> str:
     others = ", ".join(f"{name} {text}" for name, text in words.flatten(values) if text != words.MISSING)
     text = f"Against the exact Jaccard similarity on a sample ({others}): {words.listing(named) or 'no pair is alike'}."
     text += " Pairs that were found are sought out for the sample, so what it says of recall is an upper bound."
+    has_marks = any(tenth["pairs"] for tenth in sample.get("by_jaccard", []))
     marks = " The marks in the chart are its pairs by tenths of similarity, with Wilson's 95% intervals."
-    return text + (marks if sample.get("by_jaccard") else "")
+    return text + (marks if has_marks else "")
 
 
 def _clusters(clusters: Mapping[str, int]) -> Markup:
@@ -117,7 +118,7 @@ def pii(corpus: Corpus) -> Table | None:
         [kind.replace("_", " "), f"{count:,}", of_whole(holders, documents)]
         for kind, (count, holders) in sorted(corpus.statistics.pii.items(), key=lambda item: (-item[1][0], item[0]))
     ]
-    caption = "Personal data found by patterns in documents that were kept"
+    caption = "Personal data found by patterns in documents that were kept" + corpus_facts.replaced(corpus)
     return Table(["Type", "Found", "Documents with it"], rows, caption) if rows else None
 
 

@@ -86,6 +86,7 @@ def _composition(corpus: Corpus) -> Iterator[str]:
     yield "### Personal data"
     pii = corpus.statistics.pii
     if pii:
+        yield f"Found by patterns in the documents{safe(corpus_facts.replaced(corpus))}:"
         yield pairs([(kind, f"found {count:,} times in {words.count(n, 'document')}") for kind, (count, n) in pii.items()])
     else:
         yield "It was not looked for, or none was found."
@@ -94,15 +95,9 @@ def _composition(corpus: Corpus) -> Iterator[str]:
 
 def _collection(corpus: Corpus) -> Iterator[str]:
     settings = corpus.settings
-    named = (
-        "train_file",
-        "validation_file",
-        "dataset_name",
-        "dataset_config_name",
-        "dataset_split",
-        "embedded_packages",
-        "sources",
-    )
+    named = ["train_file", "validation_file", "embedded_packages", "sources"]
+    if settings.get("dataset_name"):
+        named += ["dataset_name", "dataset_config_name", "dataset_split"]
     known = [(name, words.setting_of(settings[name])) for name in named if settings.get(name)]
     yield pairs(known, as_code=True) if known else "The inputs, with sizes and hashes, stand in manifest.json."
     if corpus.statistics.dates:

@@ -97,6 +97,7 @@ KEPT = [
     "He told me to read more books and to log in twice.",
     "Copyright law protects authors.\nAll rights reserved to the crown were lost.",
     "版权所有者可以提起诉讼，要求赔偿。\n分享是一种美德，我们应该学会分享。",
+    "分享到此为止，谢谢大家。\n关注公众号的人越来越多",
     "他点击了鼠标，查看了邮件。\n上一篇文章讲了什么，大家都忘记了。",
     "We use cookies, milk and a little sugar for the base of this cake, which then has to rest for an hour in the cold.",
 ]

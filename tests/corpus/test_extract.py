@@ -50,6 +50,20 @@ def test_code_tables_and_lists_survive() -> None:
         assert part not in page.text
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("<p>想知道更多的事情，请参见<a href=x>北京</a>的<a href=y>大学</a>。</p>", "想知道更多的事情，请参见北京的大学。"),
+        ("<p>我们<ruby>北京<rt>Běijīng</rt></ruby>人</p>", "我们北京Běijīng人"),
+        ("<h1>一</h1><ul><li>甲</li><li> 乙\n</li></ul>", "一\n\n  • 甲\n  • 乙"),
+        ("<p>It costs <b>5</b> €, <b>he</b> — <i>or she</i>… <b>said</b></p>", "It costs 5 €, he — or she… said"),
+        ("<p>text <b>more</b>›<b>text</b></p>", "text moretext"),
+    ],
+)
+def test_a_letter_or_mark_alone_between_tags_is_text(source: str, text: str) -> None:
+    assert extract(f"<html><body><article>{source}</article></body></html>").text == text
+
+
 def test_plain_keeps_all_visible_text() -> None:
     text = extract(PAGE, "plain").text
     assert all(part in text for part in ("Home", "Share this", "Copyright 2020", "nested item"))
@@ -185,3 +199,8 @@ def test_declarations_in_pages() -> None:
 def test_a_file_may_be_cut_inside_a_character() -> None:
     assert detect(CHINESE.encode()[:-1], cut=True) == "utf-8"
     assert detect((CHINESE * 9).encode("gb18030")[:-1], cut=True) == "gb18030"
+
+
+def test_of_declared_encodings_the_first_that_exists_counts() -> None:
+    assert decode("中文".encode("gbk"), "none", None, "gb2312", "big5") == ("中文", "gb18030")
+    assert decode("中文".encode("big5"), "big5", "gb2312") == ("中文", "big5hkscs")

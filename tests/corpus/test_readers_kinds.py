@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmkit.corpus.documents import Document
-from llmkit.corpus.readers import BadRow, ReadOptions, Row, find_files, lines, read, streams
+from llmkit.corpus.readers import SET_ASIDE, BadRow, ReadOptions, Row, find_files, lines, read, streams
 from llmkit.corpus.readers.markup import plain_text
 from llmkit.corpus.readers.wikitext import spelled
 from llmkit.errors import DataError
@@ -122,9 +122,10 @@ def test_dumps(tmp_path: Path) -> None:
             "数学是研究数量的学科。",
         ]
         aside = [row for row in found if isinstance(row, BadRow)]
-        assert [(row.reason, row.expected) for row in aside] == [
-            ("mediawiki: redirect", True),
-            ("mediawiki: namespace 1", True),
+        assert all(row.reason in SET_ASIDE for row in aside)
+        assert [(row.reason, row.detail, row.expected) for row in aside] == [
+            ("wiki redirect", "Anarchism", True),
+            ("wiki namespace", "1", True),
         ]
         assert about(found[0]) == {"title": "Anarchism", "date": "2020-01-01T00:00:00Z"}
 
@@ -155,7 +156,7 @@ def test_damaged_dumps(tmp_path: Path) -> None:
         ("== History ==\nText\n=== Early ===\nMore", "History\n\nText\n\nEarly\n\nMore"),
         ("* one\n** two\n# three\n:indented\n;term", "• one\n  • two\n• three\nindented\nterm"),
         ("see [https://a.org the site] and [https://b.org] now", "see the site and now"),
-        ("a<br/>b &amp; &lt;c&gt;<!-- hidden\n --> __NOTOC__d<nowiki>[[x]]</nowiki>", "a\nb & <c> d[[x]]"),
+        ("a<br/>b &amp; &lt;c&gt;<!-- hidden\n --> __NOTOC____TOC__d<nowiki>[[x]]</nowiki>", "a\nb & <c> d[[x]]"),
         ('<syntaxhighlight lang="py">\ndef f():\n    return {{1}}\n</syntaxhighlight>', "def f():\n    return {{1}}"),
         ("名字（{{lang|en|x}}）是-{zh-hans:计算机; zh-hant:電腦}-。", "名字是计算机。"),
         ("open {{never closed [[nor this", "open {{never closed [[nor this"),
@@ -199,7 +200,7 @@ def test_html_files(tmp_path: Path) -> None:
     )
     (row,) = rows(write(tmp_path / "a.html", source.encode("gb18030")))
     assert row.text == "今天天气很好，我们去公园散步。"
-    assert about(row) == {"charset": "gb18030", "title": "天气", "language": "zh-CN", "opt_out": ["noai"]}
+    assert about(row) == {"charset": "gb18030", "title": "天气", "declared_language": "zh-CN", "opt_out": ["noai"]}
     assert isinstance(rows(write(tmp_path / "b.htm.gz", gzip.compress(source.encode())[:-9]))[0], BadRow)
 
 

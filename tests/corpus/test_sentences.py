@@ -161,3 +161,10 @@ def test_blank_lines_end_sentences_and_line_ends_do_not() -> None:
 def test_an_unknown_splitter_is_refused() -> None:
     with pytest.raises(ConfigError, match="no splitter 'magic'"):
         sentences("A text.", splitter="magic")
+
+
+@pytest.mark.parametrize("unit", [".", "!?", "...", ". ", "1. ", ".\u00a0-", "。”", "\n "])
+def test_long_runs_of_marks_take_little_time(unit: str) -> None:
+    """Hours where each mark of a run is looked at with all that follow it."""
+    text = "x" + unit * (200_000 // len(unit)) + "x"
+    assert "".join(sentences(text)) == text

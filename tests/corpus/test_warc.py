@@ -14,8 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmkit.corpus.documents import Document
-from llmkit.corpus.readers import BadRow, ReadOptions, Row, find_files, http, read, streams, units, warc
+from llmkit.corpus.documents import Document, read_batches
+from llmkit.corpus.preprocess import preprocess
+from llmkit.corpus.readers import SET_ASIDE, BadRow, ReadOptions, Row, find_files, http, read, streams, units, warc
+from llmkit.corpus.settings import PreprocessConfig
+from llmkit.pipeline.stage import Workspace
 
 pytest.importorskip("resiliparse")
 
@@ -57,8 +60,13 @@ def rows(path: Path, size: int = 1 << 40) -> list[Row]:
 
 
 def told(found: list[Row]) -> list[str]:
-    """Each row in a word or two: its text, why it was set aside, or what is wrong."""
-    return [row.text if isinstance(row, Document) else f"{'' if row.expected else 'BAD '}{row.reason}" for row in found]
+    """Each row in a word or two: its text, why it was set aside and what was seen, or what is wrong."""
+    return [row.text if isinstance(row, Document) else _why(row) for row in found]
+
+
+def _why(row: BadRow) -> str:
+    assert row.expected == (row.reason in SET_ASIDE)
+    return f"{row.reason}: {row.detail}" if row.expected else f"BAD {row.reason}"
 
 
 def read_plain(tmp_path: Path, *records: bytes) -> list[Row]:
@@ -82,7 +90,7 @@ def about(row: Row) -> dict[str, object]:
 def test_text_of_conversion_records_is_kept_as_it_is(tmp_path: Path) -> None:
     source = "int main() { return 0; }\n\\begin{document}\n中文\r\n\r\nWARC/1.0\r\nnot a record"
     found = read_plain(tmp_path, record("warcinfo", b"software: x\r\n"), conversion(source), conversion(""))
-    assert told(found) == ["warc: warcinfo record", source, ""]
+    assert told(found) == ["warc record type: warcinfo", source, ""]
     assert about(found[1]) == {
         "url": "http://a.org/",
         "date": "2024-05-18T01:58:10Z",
@@ -104,7 +112,13 @@ def test_versions_and_angle_brackets(tmp_path: Path, version: str) -> None:
 def test_pages_become_text_with_what_they_say_of_themselves(tmp_path: Path) -> None:
     (row,) = read_plain(tmp_path, response(PAGE, WARC_Truncated="length"))
     assert row.text == "A page\n\nThe text of a page, which is long enough to be taken for one."
-    expected = {"title": "A page", "language": "en", "content_type": "text/html", "status": 200, "truncated": "length"}
+    expected = {
+        "title": "A page",
+        "declared_language": "en",
+        "content_type": "text/html",
+        "status": 200,
+        "truncated": "length",
+    }
     assert {name: about(row)[name] for name in expected} == expected
 
 
@@ -124,18 +138,31 @@ def test_other_records_are_set_aside_each_with_its_reason(tmp_path: Path) -> Non
         response("what", media_type=""),
     )
     assert told(found) == [
-        "warc: request record",
-        "warc: metadata record",
-        "warc: revisit record",
-        "warc: resource record",
-        "warc: response of type text/dns",
-        "http: status 404",
-        "http: media type image/png",
-        "http: binary body",
-        "http: media type application/pdf",
-        "http: media type that is malformed",
-        "http: no media type, and no page",
+        "warc record type: request",
+        "warc record type: metadata",
+        "warc record type: revisit",
+        "warc record type: resource",
+        "warc content type: text/dns",
+        "http status: 404",
+        "media type: image/png",
+        "binary body: text/html",
+        "media type: application/pdf",
+        "media type: " + "?" * 100,
+        "media type: none",
     ]
+
+
+def test_records_set_aside_are_rejected_by_few_rules_and_a_language_is_only_declared(tmp_path: Path) -> None:
+    pytest.importorskip("ftfy")
+    path = write(tmp_path / "a.warc", response(PAGE) + response(PAGE, status=302) + response("x", media_type="image/png"))
+    workspace = Workspace(directory=tmp_path / "out", say=lambda _: None)
+    workspace.directory.mkdir()
+    preprocess(PreprocessConfig(train_file=[str(path)], validation_fraction=0), workspace)
+    rejects = [row for batch in read_batches(workspace.directory, "rejects") for row in batch.to_pylist()]
+    assert [(row["rule"], row["value"]) for row in rejects] == [("http status", "302"), ("media type", "image/png")]
+    (kept,) = [row for batch in read_batches(workspace.directory, "train") for row in batch.to_pylist()]
+    metadata = json.loads(kept["metadata"])
+    assert metadata["declared_language"] == "en" and "language" not in metadata
 
 
 def test_pages_are_known_without_a_media_type_and_plain_text_stays(tmp_path: Path) -> None:
@@ -160,7 +187,7 @@ def test_signals_against_reuse(tmp_path: Path, headers: list[str], meta: str, ex
 
 def test_pages_of_many_comments_are_known_in_little_time(tmp_path: Path) -> None:
     found = read_plain(tmp_path, response("<!-- x -->" * 400 + "what", media_type=""))
-    assert told(found) == ["http: no media type, and no page"]
+    assert told(found) == ["media type: none"]
 
 
 @pytest.mark.parametrize("suffix", [".zst", ".bz2"])
@@ -238,7 +265,7 @@ def test_a_body_that_expands_without_end_is_refused(tmp_path: Path, monkeypatch:
     assert told(found)[1] == "after"
     assert isinstance(found[0], BadRow)
     assert found[0].expected
-    assert found[0].reason.startswith("http: body of more than")
+    assert (found[0].reason, found[0].detail) == ("body too long", "more than 67,108,864 bytes")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -339,10 +366,22 @@ def test_members_that_are_not_records(tmp_path: Path) -> None:
     assert rows(write(tmp_path / "empty.warc.gz", b"")) == rows(write(tmp_path / "empty.warc", b"")) == []
 
 
+def test_headers_that_are_cut_or_say_no_length_cost_no_other_record(tmp_path: Path) -> None:
+    headers = (b"WARC/1.0\r\n", b"WARC/1.0\r\nWARC-Type: conversion\r\n", b"WARC/1.0\r\nWARC-Type: conversion\r\n\r\n")
+    found = told(rows(write(tmp_path / "a.warc", b"".join(header + conversion("text") for header in headers))))
+    assert found[1::2] == ["text"] * 3
+    assert found[::2] == [*["BAD the header of the record does not end"] * 2, "BAD has no Content-Length"]
+
+
+def test_very_many_headers_that_do_not_end(tmp_path: Path) -> None:
+    """Takes minutes where the end of each is looked for behind the next."""
+    assert len(rows(write(tmp_path / "a.warc", b"WARC/1.0\r\n" * 20_000))) == 20_000
+
+
 def test_a_record_that_is_too_long_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warc, "LONGEST_RECORD", 10_000)
     found = read_plain(tmp_path, conversion("before"), conversion("x" * 3_000_000), conversion("after"))
-    assert told(found) == ["before", "longer than 10,000 bytes", "after"]
+    assert told(found) == ["before", "record too long: longer than 10,000 bytes", "after"]
 
 
 def test_a_bomb_is_refused_and_the_next_record_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +460,7 @@ def test_an_archive_within_an_archive_is_not_cut_in_silence(tmp_path: Path) -> N
     inner = b"".join(gzip.compress(conversion(f"inner {number}")) for number in range(20))
     outer = [conversion("before"), record("resource", inner), conversion("after")]
     path = write(tmp_path / "a.warc.gz", b"".join(gzip.compress(item, 0) for item in outer))
-    assert told(rows(path)) == ["before", "warc: resource record", "after"]
+    assert told(rows(path)) == ["before", "warc record type: resource", "after"]
     found = told(rows(path, 1000))
     assert [text for text in found if text in told(rows(path))] == told(rows(path))
     assert "BAD the file was cut here, inside a record that holds an archive of its own" in found

@@ -118,6 +118,7 @@ def test_everything_that_is_known_is_told(tmp_path: Path) -> None:
     assert "200 read = 150 kept + 25 merged + 25 rejected." in text
     assert "Of 200 documents read, 150 were kept (75.0%)" in text
     assert "on a sample (documents 1,200): recall 93.0% and precision 100.0%." in text and "0.111 (0.020 to 0.435)" in html
+    assert "The marks in the chart are its pairs" in text
     assert "1 kept document carries an opt-out" in text
     assert "English (en)" in text and "Chinese, simplified (zh-hans)" in text and "site1.org" in text
     assert "train_file" in text and "1 setting at the default" in text
@@ -138,6 +139,25 @@ def test_everything_that_is_known_is_told(tmp_path: Path) -> None:
     for link in re.findall('<a href="#([a-z]+)">', html):
         assert link in sections(html)
     assert write(tmp_path / "again", many_rows(), METRICS, {"train_file": ["one.txt"], "seed": 0})[0] == html
+
+
+def test_rows_that_can_be_no_document_are_told_apart(tmp_path: Path) -> None:
+    kept = {"text": "some words", "source": "a.warc", "split": "train"}
+    aside = {"text": "", "source": "a.warc", "rule": "warc record type", "value": "request"}
+    lost = {"text": "x", "source": "a.warc", "rule": "too short", "value": "1"}
+    metrics = {"read": 5, "kept": 1, "merged": 0, "rejected": 4}
+    html, card = write(tmp_path, [kept, aside, aside, aside, lost], metrics, {"pii": "replace"})
+    told = "Of 5 rows read, 3 hold no document (requests, images, redirects); of the other 2, 1 were kept (50.0%)"
+    assert told in plain(html) and told in plain(f"<body>{card}")
+    assert "replaced by placeholders" in plain(html) and "replaced by placeholders" in card
+    assert "<bdi>empty</bdi></th>" in html
+
+
+def test_the_datasheet_names_the_inputs_and_no_other_settings(tmp_path: Path) -> None:
+    settings = {"dataset_name": None, "dataset_split": "train", "embedded_packages": ["stdlib"]}
+    _, card = write(tmp_path, many_rows(), METRICS, settings)
+    collection = card[card.index("## Collection") : card.index("## Preprocessing")]
+    assert "`embedded_packages`" in collection and "`dataset_split`" not in collection
 
 
 def test_settings_that_cannot_change_the_result_do_not_change_the_pages(tmp_path: Path) -> None:
@@ -180,6 +200,9 @@ def test_the_collision_curve_follows_from_the_settings(tmp_path: Path) -> None:
     settings = {"near_duplicates": True, "minhash_bands": 14, "minhash_rows": 8}
     assert "Jaccard similarity" in plain(write(tmp_path, many_rows(), metrics, settings)[0])
     assert "Jaccard similarity" not in plain(write(tmp_path, many_rows(), metrics, {**settings, "near_duplicates": False})[0])
+    metrics["duplicates"] = {"documents": 175, "sample": {"by_jaccard": [{"low": 0.5, "pairs": 0, "found": 0}]}}
+    text = plain(write(tmp_path, many_rows(), metrics, settings)[0])
+    assert "no pair is alike" in text and "The marks in the chart" not in text
     metrics["duplicates"] = {"curve": [{"jaccard": 0.0, "probability": 0.0}, {"jaccard": 1.0, "probability": 1.0}]}
     assert "Jaccard similarity" in plain(write(tmp_path, many_rows(), metrics, {})[0])
 

@@ -7,6 +7,7 @@ postal addresses are not looked for: rules cannot tell them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -40,6 +41,10 @@ _NUMBER = b"0" * 7
 _SECRET_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 _SECRETS = bytes.maketrans(_SECRET_CHARACTERS, b"0" * len(_SECRET_CHARACTERS))
 _SECRET = b"0" * secrets.SHORTEST
+
+_WIDE = re.compile("[０-９＠]")
+_NARROW = str.maketrans("０１２３４５６７８９＋－＠", "0123456789+-@")
+"""Signs that Chinese text may have in full width, each for one, so that places stay."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +125,21 @@ def _checked(types: Iterable[str]) -> tuple[str, ...]:
 
 
 def _find(text: str, types: tuple[str, ...]) -> list[Found]:
+    if not text.isascii() and _WIDE.search(text):
+        text = text.translate(_NARROW)
     coded = text.encode("utf-8", "surrogatepass")
     secretive = _SECRET in coded.translate(_SECRETS)
     passages = numbers.passages(text) if _NUMBER in coded.translate(_DIGITS, _BETWEEN_DIGITS) else []
     found: list[Found] = []
+    claimed = bytearray(len(text))
     for type_ in types:
         if type_ in _NUMBERS:
             spans = [span for first, last in passages for span in _NUMBERS[type_](text, first, last)]
         else:
             spans = list(_ANYWHERE[type_](text)) if secretive or type_ != "secret" else []
         for start, end in spans:
-            if all(end <= other.start or other.end <= start for other in found):
+            if not any(claimed[start:end]):
+                claimed[start:end] = b"\1" * (end - start)
                 found.append(Found(type_, start, end))
     return sorted(found, key=lambda item: item.start)
 

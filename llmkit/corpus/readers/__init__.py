@@ -18,7 +18,7 @@ from llmkit.corpus.readers.files import ENDINGS, KINDS, Found, InputFile, find_f
 from llmkit.corpus.readers.lines import LONGEST_ROW
 from llmkit.corpus.readers.plan import UNIT_BYTES, units
 from llmkit.corpus.readers.read import FileReader, read
-from llmkit.corpus.readers.rows import BadRow, Markup, Progress, ReadOptions, Row, SampleBy
+from llmkit.corpus.readers.rows import SET_ASIDE, BadRow, Markup, Progress, ReadOptions, Row, SampleBy
 from llmkit.corpus.readers.streams import COMPRESSIONS
 from llmkit.corpus.readers.tables import ROWS_BEFORE_GIVING_UP
 from llmkit.corpus.readers.unit import Unit, printable
@@ -29,6 +29,7 @@ __all__ = [
     "KINDS",
     "LONGEST_ROW",
     "ROWS_BEFORE_GIVING_UP",
+    "SET_ASIDE",
     "UNIT_BYTES",
     "BadRow",
     "DatasetReader",

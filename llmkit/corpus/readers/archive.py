@@ -11,7 +11,7 @@ from llmkit.corpus.documents import Document
 from llmkit.corpus.encoding import declared_in_html, decode
 from llmkit.corpus.extract import extract, robots_tokens
 from llmkit.corpus.readers.http import LONGEST_BODY, BadMessage, Response, TooLong, decoded_body, parse_response
-from llmkit.corpus.readers.rows import BadRow, Progress, ReadOptions, Row, bad
+from llmkit.corpus.readers.rows import Progress, ReadOptions, Row, aside, bad
 from llmkit.corpus.readers.unit import Unit
 from llmkit.corpus.readers.warc import Record, read_records
 
@@ -27,7 +27,10 @@ _as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class _Aside(Exception):
-    """A record that is to be set aside; says why."""
+    """A record that is to be set aside; says why, by one of a few rules, and what was seen."""
+
+    def __init__(self, rule: str, detail: object = ""):
+        super().__init__(rule, str(detail))
 
 
 def read_archive(unit: Unit, options: ReadOptions, progress: Progress) -> Iterator[Row]:
@@ -38,16 +41,15 @@ def read_archive(unit: Unit, options: ReadOptions, progress: Progress) -> Iterat
     """
     for record in read_records(unit, progress):
         if record.problem:
-            row = bad(unit, record.place, _shown(record), record.problem)
-            row.expected = record.too_long
-            yield row
+            if record.too_long:
+                yield aside(unit, record.place, _shown(record), "record too long", record.problem)
+            else:
+                yield bad(unit, record.place, _shown(record), record.problem)
             continue
         try:
             yield _document(unit, record, options)
-        except _Aside as aside:
-            yield BadRow(
-                "", f"{unit.name}:{record.place}", unit.name, str(aside), f"{unit.shown}:{record.place}", expected=True
-            )
+        except _Aside as found:
+            yield aside(unit, record.place, "", *found.args)
         except BadMessage as failure:
             yield bad(unit, record.place, _shown(record), f"http: {failure}")
 
@@ -64,7 +66,7 @@ def _document(unit: Unit, record: Record, options: ReadOptions) -> Document:
     elif kind == "response":
         text, metadata = _responded(record, options)
     else:
-        raise _Aside(f"warc: {kind or 'untyped'} record")
+        raise _Aside("warc record type", kind or "none")
     return Document(text, f"{unit.name}:{record.place}", unit.name, _as_json(metadata))
 
 
@@ -86,42 +88,38 @@ def _converted(record: Record) -> tuple[str, dict[str, Any]]:
     text, charset = decode(record.content, rest.rpartition("charset=")[2].strip() or "utf-8")
     about = {**_about(record), "content_type": media_type.strip(), "charset": charset}
     if language := record.headers.get("warc-identified-content-language"):
-        about["language"] = language
+        about["declared_language"] = language
     return text, about
 
 
 def _responded(record: Record, options: ReadOptions) -> tuple[str, dict[str, Any]]:
     media_type = record.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/http":
-        raise _Aside(f"warc: response of type {media_type or 'unknown'}")
+        raise _Aside("warc content type", media_type or "none")
     response = parse_response(record.content)
     if response.status != 200:
-        raise _Aside(f"http: status {response.status}")
+        raise _Aside("http status", response.status)
     identified = record.headers.get("warc-identified-payload-type", "").partition(";")[0].strip().lower()
     if not _may_be_text(identified or response.media_type):
-        raise _Aside(f"http: media type {_bounded(identified or response.media_type)}")
+        raise _Aside("media type", identified or response.media_type)
     try:
         body = decoded_body(response)
     except TooLong:
-        raise _Aside(f"http: body of more than {LONGEST_BODY:,} bytes") from None
+        raise _Aside("body too long", f"more than {LONGEST_BODY:,} bytes") from None
     media_type = _media_type(identified or response.media_type, body)
     about = {**_about(record), "content_type": media_type, "status": response.status}
     opt_out = _header_signals(response)
     if media_type == "text/plain":
         text, about["charset"] = decode(body, response.charset)
     else:
-        html, about["charset"] = decode(body, response.charset or declared_in_html(body))
+        html, about["charset"] = decode(body, response.charset, declared_in_html(body))
         page = extract(html, options.extractor, about["url"])
         text, opt_out = page.text, sorted({*opt_out, *page.opt_out})
-        about.update({name: value for name, value in (("title", page.title), ("language", page.language)) if value})
+        said = {"title": page.title, "declared_language": page.language}
+        about.update({name: value for name, value in said.items() if value})
     if opt_out:
         about["opt_out"] = opt_out
     return text, about
-
-
-def _bounded(media_type: str) -> str:
-    """A media type as a reason, of which there must not be endlessly many."""
-    return media_type if re.fullmatch(r"[\w.+-]{1,40}/[\w.+-]{1,80}", media_type) else "that is malformed"
 
 
 def _may_be_text(media_type: str) -> bool:
@@ -137,12 +135,12 @@ def _media_type(declared: str, body: bytes) -> str:
     head = body[:1024]
     binary = b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff"))
     if binary or head.startswith((b"%PDF-", b"GIF8", b"\x89PNG", b"\xff\xd8\xff", b"PK\x03\x04", b"\x1f\x8b")):
-        raise _Aside("http: binary body")
+        raise _Aside("binary body", declared)
     if declared not in _UNKNOWN_TYPES:
         return declared
     if _HTML.match(body.removeprefix(b"\xef\xbb\xbf")[:4096]):
         return "text/html"
-    raise _Aside("http: no media type, and no page")
+    raise _Aside("media type", declared or "none")
 
 
 def _header_signals(response: Response) -> list[str]:

@@ -27,6 +27,6 @@ def read_html(unit: Unit, stream: io.BufferedIOBase, options: ReadOptions) -> It
         return
     text, charset = decode(html, declared_in_html(html))
     page = extract(text, options.extractor)
-    about = {"charset": charset, "title": page.title, "language": page.language, "opt_out": page.opt_out}
+    about = {"charset": charset, "title": page.title, "declared_language": page.language, "opt_out": page.opt_out}
     metadata = json.dumps({name: value for name, value in about.items() if value}, ensure_ascii=False)
     yield Document(page.text, f"{unit.name}:1", unit.name, metadata)

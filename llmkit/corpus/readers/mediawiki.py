@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 from llmkit.corpus.documents import Document
 from llmkit.corpus.readers.markup import plain_text
-from llmkit.corpus.readers.rows import BadRow, ReadOptions, Row, bad
+from llmkit.corpus.readers.rows import ReadOptions, Row, aside, bad
 from llmkit.corpus.readers.streams import DAMAGED
-from llmkit.corpus.readers.unit import Unit, printable
+from llmkit.corpus.readers.unit import Unit
 
 LONGEST_PAGE = 64 << 20
 """Bytes of XML between the ends of two pages; a longer stretch is no dump of a wiki."""
@@ -68,17 +68,14 @@ def _row(unit: Unit, page: ElementTree.Element, number: int) -> Row:
     place = _text(parts.get("id")) or f"page {number}"
     source = {_name(part): part for part in parts["revision"]} if "revision" in parts else {}
     text, model = source.get("text"), _text(source.get("model")) or "wikitext"
-    reason = ""
-    if (_text(parts.get("ns")) or "0") != "0":
-        reason = f"mediawiki: namespace {_text(parts['ns'])}"
-    elif "redirect" in parts:
-        reason = "mediawiki: redirect"
-    elif model != "wikitext":
-        reason = f"mediawiki: content model {model}"
-    elif text is None or text.get("deleted"):
-        reason = "mediawiki: no text"
-    if reason:
-        return BadRow(printable(title), f"{unit.name}:{place}", unit.name, reason, f"{unit.shown}:{place}", expected=True)
+    if (namespace := _text(parts.get("ns")) or "0") != "0":
+        return aside(unit, place, title, "wiki namespace", namespace)
+    if (redirect := parts.get("redirect")) is not None:
+        return aside(unit, place, title, "wiki redirect", redirect.get("title", ""))
+    if model != "wikitext":
+        return aside(unit, place, title, "wiki content model", model)
+    if text is None or text.get("deleted"):
+        return aside(unit, place, title, "wiki page without text")
     about = {"title": title, "date": _text(source.get("timestamp"))}
     metadata = json.dumps({name: value for name, value in about.items() if value}, ensure_ascii=False)
     return Document(plain_text(_text(text)), f"{unit.name}:{place}", unit.name, metadata)

@@ -19,6 +19,13 @@ Progress = Callable[[int], None]
 """Called with the number of bytes of raw files (or the like) that were read since the last call."""
 
 _USUAL_NAMES = ("text", "content", "document", "body", "article", "sentence", "code", "markdown")
+_LONGEST_DETAIL = 100
+
+SET_ASIDE = (
+    *("warc record type", "warc content type", "record too long", "http status", "media type", "binary body", "body too long"),
+    *("wiki namespace", "wiki redirect", "wiki content model", "wiki page without text"),
+)
+"""Why a row can be expected to be no document."""
 
 
 @dataclass(slots=True)
@@ -38,6 +45,8 @@ class BadRow:
     place: str
     """Where a person finds it: path and line."""
     expected: bool = False
+    detail: str = ""
+    """Of an expected one, whose `reason` is one of `SET_ASIDE`, what was seen: `302` for `http status`, say."""
 
 
 Row = Document | BadRow
@@ -60,6 +69,13 @@ class ReadOptions:
 
 def bad(unit: Unit, line: int | str, text: str, reason: str) -> BadRow:
     return BadRow(printable(text), f"{unit.name}:{line}", unit.name, printable(reason), f"{unit.shown}:{line}")
+
+
+def aside(unit: Unit, place: str, text: str, reason: str, detail: str = "") -> BadRow:
+    """A row that is expected to be no document."""
+    found = bad(unit, place, text, reason)
+    found.expected, found.detail = True, printable(detail[:_LONGEST_DETAIL])
+    return found
 
 
 def row(unit: Unit, line: int, values: dict[str, Any], column: str, raw: str | None = None) -> Row:

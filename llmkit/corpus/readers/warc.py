@@ -23,7 +23,8 @@ LONGEST_RECORD = 64 << 20
 
 _LONGEST_HEADER = 1 << 20
 _BLOCK = 1 << 20
-_HEADER_END = re.compile(rb"\r?\n\r?\n")
+_HEADER_END = re.compile(rb"\r?\n(?:\r?\n|(?=WARC/[0-9]\.[0-9]+\r?\n))")
+"""An empty line; or none, where the next record begins in the middle of the header."""
 _HEADER = re.compile(r"^([^:\s]+)[ \t]*:(.*)$", re.MULTILINE)
 _NEXT = re.compile(rb"\n(?=WARC/[0-9]\.[0-9]+\r?\n)")
 _NEXT_LONGEST = 32
@@ -89,8 +90,8 @@ def _fill(record: Record, window: Window, member_starts: list[int]) -> None:
         window.skip_to(_NEXT, _NEXT_LONGEST)
         return
     header = window.find(_HEADER_END, _LONGEST_HEADER)
-    if header is None:
-        record.content = window.peek(0, _SHOWN)
+    if header is None or window.peek(*header).count(b"\n") == 1:
+        record.content = window.peek(0, min(header[0], _SHOWN) if header else _SHOWN)
         record.problem = "the header of the record does not end"
         window.skip(len(RECORD))
         window.skip_to(_NEXT, _NEXT_LONGEST)
@@ -100,11 +101,17 @@ def _fill(record: Record, window: Window, member_starts: list[int]) -> None:
     value = record.headers.get("content-length", "")
     if not (value.isascii() and value.isdigit() and len(value) < 19):
         record.problem = f"Content-Length is {value!r}, not a number" if value else "has no Content-Length"
-        window.skip_to(_NEXT, _NEXT_LONGEST)
+        _skip_to_next(window)
     elif int(value) > LONGEST_RECORD:
         _pass_over(record, window, int(value))
     else:
         _take(record, window, int(value), member_starts)
+
+
+def _skip_to_next(window: Window, limit: int | None = None) -> bool:
+    """Move on from the end of a header to the next record, if there is one within the limit."""
+    # It may begin at once; the line end before it is then that of the header.
+    return window.starts_with(RECORD) or window.skip_to(_NEXT, _NEXT_LONGEST, limit)
 
 
 def _take(record: Record, window: Window, length: int, member_starts: list[int]) -> None:
@@ -115,8 +122,7 @@ def _take(record: Record, window: Window, length: int, member_starts: list[int])
         return
     record.content = window.peek(0, min(length, _SHOWN))
     before = window.position
-    # The line end before the content is that of the header, behind which a record may begin at once.
-    if not window.starts_with(RECORD) and not window.skip_to(_NEXT, _NEXT_LONGEST) and at_hand < length:
+    if not _skip_to_next(window) and at_hand < length:
         record.problem = f"cut short: {at_hand:,} of {length:,} bytes are there"
     else:
         record.problem = f"Content-Length is {length:,}, but the next record begins after {window.position - before:,} bytes"
@@ -137,7 +143,7 @@ def _pass_over(record: Record, window: Window, length: int) -> None:
     before = window.position
     record.too_long = True
     record.problem = f"longer than {LONGEST_RECORD:,} bytes"
-    if window.skip_to(_NEXT, _NEXT_LONGEST, length):
+    if _skip_to_next(window, length):
         record.too_long = False
         record.problem = f"Content-Length is {length:,}, but a record begins after {window.position - before:,} bytes"
     elif window.position - before < length:
