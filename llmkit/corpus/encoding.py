@@ -51,7 +51,7 @@ def decode(data: bytes, *declared: str | None) -> tuple[str, str]:
     for mark, name in _MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(name, "replace"), name
-    named = next((name for label in declared if label and (name := _named(label))), None)
+    named = next(filter(None, map(_named, filter(None, declared))), None)
     utf8 = _as_utf8(data)
     if utf8 is not None and (named is None or named.startswith(_SINGLE_BYTE) or data.isascii() or _is_sure(data)):
         return utf8, "utf-8"
