@@ -24,7 +24,7 @@ from llmkit.config import Source, resolve
 from llmkit.corpus import parts
 from llmkit.corpus.documents import read_batches, shards
 from llmkit.corpus.plan import make_plan, payload
-from llmkit.corpus.preprocess import SCRATCH, preprocess
+from llmkit.corpus.preprocess import SCRATCH, _within, preprocess
 from llmkit.corpus.settings import PreprocessConfig
 from llmkit.errors import DataError
 from llmkit.pipeline.stage import Workspace
@@ -352,3 +352,10 @@ def test_killed_between_any_two_writes(tmp_path: Path) -> None:
         assert run(str(at), at).returncode == 9
         assert run(str(at), 0).returncode == 0
         assert contents(tmp_path / str(at)) == expected
+
+
+def test_the_sample_of_near_duplicates_is_bounded_in_characters() -> None:
+    read: list[int] = []
+    texts = (read.append(number) or "x" * 10 for number in range(100))  # type: ignore[func-returns-value]
+    assert _within(texts, 35) == ["x" * 10] * 3
+    assert len(read) == 4
