@@ -187,6 +187,7 @@ def test_web_pages_become_text(tmp_path: Path) -> None:
     [
         ({"filters": ["gopher"]}, "did you mean gopher_"),
         ({"filters": ["c4"], "thresholds": {"c4": {"min_sentence": 2}}}, "did you mean min_sentences?"),
+        ({"filters": ["c4"], "thresholds": {"c4": 3}}, "the thresholds of c4 are 3; write {c4: {min_"),
         ({"words": "spaces"}, "words: 'spaces' is none of unicode-run-1"),
         ({"pii": "replace", "pii_types": ["mail"]}, "pii_types: 'mail' is none of"),
         ({"sources": {"news": {"weight": 0.5}}}, "sources: 'news' has no `files`"),

@@ -150,6 +150,9 @@ def problems(filters: Sequence[str], thresholds: Thresholds | None = None) -> li
             continue
         if name not in filters:
             found.append(f"thresholds are given for {name}, which is not among the filters")
+        if not isinstance(own, Mapping):
+            found.append(f"the thresholds of {name} are {own!r}; write {{{name}: {{min_...: 20}}}}, with rules of the set")
+            continue
         known = [rule.name.partition(".")[2] for rule in SETS[name]] + (_line_names() if name == "c4" else [])
         for rule, value in own.items():
             if rule not in known:
