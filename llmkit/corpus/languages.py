@@ -26,7 +26,7 @@ CODES = frozenset(
     lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh se si sk sl sn so sq sr
     st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo yue zh zu zxx
     zh-hans zh-hant und
-    """.split()
+    """.split()  # noqa: SIM905 (a list would be a line a code)
 )
 """What a document can be told to be in, by the model and by the script of Chinese."""
 

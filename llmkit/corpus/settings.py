@@ -146,7 +146,7 @@ class PreprocessConfig(StageConfig):
             for code in self.languages:
                 if code.lower() not in CODES:
                     known = ", ".join(sorted(CODES))
-                    yield f"languages: {code!r} is no language that is identified; Chinese is zh, Japanese ja; known are {known}"
+                    yield f"languages: {code!r} is no language that is identified; known are {known}"
         if self.remove_foreign_paragraphs and not self.languages:
             yield "remove_foreign_paragraphs is given without languages"
         if self.words not in _WORDS:

@@ -93,8 +93,8 @@ def find_files(patterns: list[str], setting: str) -> Found:
     skipped = (skipped | outside) - found.keys()
     if not found and outside:
         raise DataError(
-            f"{setting}: {len(outside):,} files or directories below {patterns} are links that lead out of it and are not followed; "
-            f"to read them, give the directory they lead to, or a pattern such as '*.jsonl'"
+            f"{setting}: {len(outside):,} files or directories below {patterns} are links that lead out of it and are not "
+            f"followed; to read them, give the directory they lead to, or a pattern such as '*.jsonl'"
         )
     if not found:
         raise DataError(
