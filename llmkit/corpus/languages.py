@@ -19,6 +19,17 @@ from llmkit.corpus.chinese import script
 from llmkit.corpus.words import HAN
 from llmkit.errors import ConfigError, DataError
 
+CODES = frozenset(
+    """
+    ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr fuv fy ga
+    gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku ky la lb lg lij ln
+    lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh se si sk sl sn so sq sr
+    st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo yue zh zu zxx
+    zh-hans zh-hant und
+    """.split()  # noqa: SIM905 (a list would be a line a code)
+)
+"""What a document can be told to be in, by the model and by the script of Chinese."""
+
 _HEAD, _MIDDLE = 1500, 500
 """Characters of a document that are read: of its start, and of its middle."""
 _PARAGRAPH = 500

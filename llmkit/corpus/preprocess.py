@@ -163,9 +163,10 @@ class _Run:
         described = self._plan.described[split]
         if described and not output.splits[split].documents:
             rejected = _rules(tally.rejected + output.rejected)
+            bad = "".join(f"\n  - {row['place']}: {row['reason']}" for row in tally.first_bad)
             raise DataError(
                 f"no document is left for {split}: {tally.read:,} rows were read from {described}; "
-                f"rejected: {rejected}; give more text, or loosen min_chars ({self._config.min_chars}) and the filters"
+                f"rejected: {rejected}; give more text, or loosen min_chars ({self._config.min_chars}) and the filters{bad}"
             )
 
     def collect(self, outputs: list[Output]) -> None:
@@ -235,7 +236,7 @@ def _metrics(config: PreprocessConfig, plan: Plan, tally: Tally, output: Output,
     metrics = {
         "read": tally.read,
         "kept": kept,
-        "rejected": sum(rejected.values()) - merged,
+        "rejected": rejected.total() - merged,
         "merged": merged,
         "documents": kept,
         "characters": sum(amount.characters for amount in output.splits.values()),

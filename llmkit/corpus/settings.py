@@ -142,6 +142,13 @@ class PreprocessConfig(StageConfig):
                     yield f"pii_types: {name!r} is none of {', '.join(TYPES)}"
         if self.pii_types is not None and self.pii == "keep":
             yield "pii_types are given, but pii is keep; say --pii replace or --pii drop"
+        if self.languages:
+            from llmkit.corpus.languages import CODES
+
+            for code in self.languages:
+                if code.lower() not in CODES:
+                    known = ", ".join(sorted(CODES))
+                    yield f"languages: {code!r} is no language that is identified; known are {known}"
         if self.remove_foreign_paragraphs and not self.languages:
             yield "remove_foreign_paragraphs is given without languages"
         for code in self.languages or ():

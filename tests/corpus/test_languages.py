@@ -9,6 +9,7 @@ import pytest
 
 from llmkit.corpus.batch import Batch
 from llmkit.corpus.chinese import script, simplified_share
+from llmkit.corpus.languages import CODES as KNOWN
 from llmkit.corpus.languages import Languages, identify, sample
 from llmkit.errors import ConfigError
 
@@ -102,3 +103,10 @@ def test_impossible_settings_are_refused_together() -> None:
         Languages(keep=[], least=2)
     with pytest.raises(ConfigError, match="only where keep"):
         Languages(paragraphs=True)
+
+
+def test_the_codes_that_settings_may_name_are_those_of_the_model() -> None:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    classes = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).nb_classes
+    assert {*classes, "zh-hans", "zh-hant", "und"} == KNOWN

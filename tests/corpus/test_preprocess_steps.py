@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import subprocess
@@ -63,6 +64,18 @@ def test_languages_are_kept_by_name(tmp_path: Path) -> None:
     (rejected,) = found["rejects"]
     assert rejected["rule"] == "language"
     assert rejected["value"].startswith("de ")
+
+
+@pytest.mark.parametrize("code", ["english", "cn", "zh-tw", "jp"])
+def test_a_language_that_is_never_identified_is_refused(tmp_path: Path, code: str) -> None:
+    with pytest.raises(ConfigError, match=f"languages: '{code}' is no language that is identified"):
+        run(tmp_path, [PROSE], languages=["en", code])
+
+
+def test_a_corpus_of_nothing_but_bad_rows_says_what_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"\n" * 1000 + bytes(range(256)) * 400)[:-60])
+    with pytest.raises(DataError, match=r"no document is left(?s:.*)\n  - .*a\.txt\.gz:"):
+        tables(tmp_path, {"train_file": str(tmp_path / "a.txt.gz"), "max_bad_fraction": 1})
 
 
 def test_personal_data_is_replaced_or_its_document_dropped(tmp_path: Path) -> None:

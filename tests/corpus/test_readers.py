@@ -301,6 +301,20 @@ def test_bad_csv_rows(tmp_path: Path) -> None:
     assert len(rows) == 7
 
 
+@pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".tsv", "\t")])
+def test_a_quote_in_the_wrong_place_takes_no_other_row_with_it(tmp_path: Path, suffix: str, mark: str) -> None:
+    lines = ["label|text", '1|"It is quoted', "0|fine", '1|so"so', '0|"the end" of it', '1|"two', 'lines"', "1|last"]
+    rows = read(write(tmp_path / f"a{suffix}", "\n".join(lines).replace("|", mark)))
+    assert [row.id for row in bad(rows)] == [f"a{suffix}:2", f"a{suffix}:5"]
+    found = [(row.id, row.text) for row in rows if isinstance(row, Document)]
+    assert found == [
+        (f"a{suffix}:3", "fine"),
+        (f"a{suffix}:4", 'so"so'),
+        (f"a{suffix}:6", "two\nlines"),
+        (f"a{suffix}:8", "last"),
+    ]
+
+
 def test_a_quote_that_never_ends_is_not_swallowed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'label,text\n1,fine\n2,"open\n3,lost\n4,lost\n')
     with pytest.raises(DataError, match=r"a\.csv:3: a quoted field begins"):

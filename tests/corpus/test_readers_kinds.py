@@ -275,9 +275,10 @@ def test_links_that_lead_out_of_a_directory_are_not_followed(tmp_path: Path) -> 
     (tmp_path / "in" / "dots.txt").symlink_to("../outside/secret.txt")
     (tmp_path / "in" / "inside.txt").symlink_to("sub/a.txt")
     (tmp_path / "in" / "directory").symlink_to(tmp_path / "outside", target_is_directory=True)
+    (tmp_path / "in" / "same").symlink_to("sub", target_is_directory=True)
     found = find_files([str(tmp_path / "in")], "train_file")
     assert [file.name for file in found.files] == ["inside.txt", "sub/a.txt"]
-    assert (found.outside, found.skipped) == (2, 2)
+    assert (found.outside, found.skipped) == (3, 3)
     assert len(find_files([str(tmp_path / "in" / "out.txt")], "train_file").files) == 1
     assert len(find_files([str(tmp_path / "in" / "*.txt")], "train_file").files) == 3
     os.remove(tmp_path / "in" / "inside.txt")

@@ -85,13 +85,16 @@ def find_files(patterns: list[str], setting: str) -> Found:
             else:
                 found.setdefault(path.absolute(), file)
         if root.is_dir():
-            skipped.update(path.absolute() for path in root.rglob("*") if path.is_file())
+            below_root = sorted(root.rglob("*"))
+            skipped.update(path.absolute() for path in below_root if path.is_file())
+            linked = (path for path in below_root if path.is_symlink() and path.is_dir())
+            outside.update(path.absolute() for path in linked if _leads_out(path, root))
     outside -= found.keys()
     skipped = (skipped | outside) - found.keys()
     if not found and outside:
         raise DataError(
-            f"{setting}: {len(outside):,} files below {patterns} are links that lead out of it and are not followed; "
-            f"to read them, give the directory they lead to, or a pattern such as '*.jsonl'"
+            f"{setting}: {len(outside):,} files or directories below {patterns} are links that lead out of it and are not "
+            f"followed; to read them, give the directory they lead to, or a pattern such as '*.jsonl'"
         )
     if not found:
         raise DataError(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,12 @@ def _json_array(unit: Unit) -> DataError:
 
 def read_csv(unit: Unit, stream: io.BufferedIOBase, encoding: str, options: ReadOptions) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_ROW)
+    unread = rows_as_lines(stream, encoding, unit)
+    again: deque[Line] = deque()  # lines that a quote in the wrong place took for its own
     taken: list[Line] = []  # the lines of the row being read
 
     def lines() -> Iterator[str]:
-        for line in rows_as_lines(stream, encoding, unit):
+        while (line := again.popleft() if again else next(unread, None)) is not None:
             taken.append(line)
             yield line.text
 
@@ -92,6 +95,9 @@ def read_csv(unit: Unit, stream: io.BufferedIOBase, encoding: str, options: Read
             values = next(table, None)
         except csv.Error as failure:
             values, error = [], str(failure)
+            if "expected after" in error and header:
+                again.extendleft(reversed(taken[1:]))
+                del taken[1:]
         if values is None:
             break
         number, raw = (taken[0].number, "".join(line.text for line in taken)) if taken else (1, "")
