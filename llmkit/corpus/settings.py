@@ -151,9 +151,6 @@ class PreprocessConfig(StageConfig):
                     yield f"languages: {code!r} is no language that is identified; known are {known}"
         if self.remove_foreign_paragraphs and not self.languages:
             yield "remove_foreign_paragraphs is given without languages"
-        for code in self.languages or ():
-            if len(code.partition("-")[0]) != 2:
-                yield f"languages: {code!r} is no ISO 639-1 code, such as en, zh or zh-hans"
         try:
             self.duplicates()
         except ConfigError as failure:

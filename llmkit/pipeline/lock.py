@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from llmkit.errors import LockedError
+from llmkit.errors import ArtefactError, LockedError
 
 HOLDER = ".holder.json"
 
@@ -89,9 +89,11 @@ def _acquire(directory: Path, wait: bool, say: Callable[[str], None]) -> int:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(directory, os.O_RDONLY)
-        except (FileExistsError, FileNotFoundError):
+        except (FileExistsError, FileNotFoundError) as failure:
             if os.path.lexists(directory) and not directory.is_dir():
                 raise
+            if time.monotonic() > deadline:
+                raise ArtefactError(f"{directory} cannot be made: {failure.strerror}") from None
             continue  # renamed or removed between two looks at it: the holder has just finished
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -209,7 +209,7 @@ def test_web_pages_become_text(tmp_path: Path) -> None:
         ({"input": "a.txt"}, "'input' is a name for the command line; write 'train_file'"),
         ({"minhash_bands": 0}, "minhash_bands: 0 is not a whole number from 1"),
         ({"minhash_bands": 1000}, "minhash_bands x rows: 1000 x 8 are more than 4096 hash functions"),
-        ({"languages": ["english"]}, "languages: 'english' is no ISO 639-1 code"),
+        ({"languages": ["english"]}, "languages: 'english' is no language that is identified"),
         ({"sources": {"news": {"files": "a.txt", "weight": 2}}}, "weight is 2; it is the share"),
         ({"workers": 0}, "workers is 0; 1 is the least"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.errors import LockedError
+from llmkit.errors import ArtefactError, LockedError
 from llmkit.pipeline import lock
 
 HOLD = """
@@ -82,6 +82,15 @@ def test_a_lock_leaves_what_was_written_under_it(tmp_path: Path) -> None:
     with lock.hold(tmp_path / "a"):
         (tmp_path / "a/file").touch()
     assert list((tmp_path / "a").iterdir()) == [tmp_path / "a/file"]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc, in which nothing can be made")
+def test_a_directory_that_cannot_be_made_is_no_reason_to_wait() -> None:
+    with (
+        pytest.raises(ArtefactError, match="/proc/nothere/out cannot be made: No such file"),
+        lock.hold(Path("/proc/nothere/out")),
+    ):
+        pass
 
 
 def test_an_error_frees_the_lock(tmp_path: Path) -> None:
