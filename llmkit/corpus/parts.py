@@ -21,13 +21,12 @@ import pyarrow.parquet
 from llmkit.corpus.batch import Batch, Step
 from llmkit.corpus.documents import GROUP_BYTES, GROUP_DOCUMENTS
 from llmkit.corpus.duplicates.marks import Marker
-from llmkit.corpus.execution.tasks import found
 from llmkit.corpus.plan import is_sampled, rows
 from llmkit.corpus.readers import BadRow, Row
 from llmkit.corpus.settings import EVALUATION_KINDS, PreprocessConfig
 from llmkit.errors import DataError
 from llmkit.pipeline.artefact import sync
-from llmkit.pipeline.stage import named_files
+from llmkit.pipeline.stage import load_target, named_files
 
 BAD_ROW, TOO_SHORT, NOT_SAMPLED = "bad row", "too short", "not sampled"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -136,7 +135,7 @@ def kept_texts(directory: Path, number: int, rows: list[int]) -> Iterator[str]:
 
 def call(payload: dict[str, Any], _: Path) -> dict[str, Any]:
     """A step of the decision on duplicates, as a task."""
-    found(payload["function"])(payload["payload"])
+    load_target(payload["function"])(payload["payload"])
     return {}
 
 

@@ -23,6 +23,7 @@ from llmkit.corpus.duplicates.components import near_path
 from llmkit.corpus.duplicates.layout import BANDS, BUCKET, DOCUMENTS, NUMBER, PARAGRAPHS, TRAIN, Layout, opened, with_care
 from llmkit.corpus.duplicates.marks import without
 from llmkit.corpus.duplicates.settings import DuplicateSettings
+from llmkit.pipeline.stage import load_target
 
 RULES = ("", "exact duplicate", "near duplicate", "in validation")
 """What may be said of a document; the first is: kept."""
@@ -195,8 +196,6 @@ class Decisions:
 
 def serially(function: str, payloads: Iterable[dict[str, Any]]) -> None:
     """A `run` in this process."""
-    from importlib import import_module
-
-    module, name = function.split(":")
+    call = load_target(function)
     for payload in payloads:
-        getattr(import_module(module), name)(payload)
+        call(payload)

@@ -7,7 +7,6 @@ seen from the files alone, so that a killed run goes on where it stopped, under 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from llmkit import __version__
 from llmkit.errors import DataError, LLMKitError
 from llmkit.pipeline.artefact import write_synced
+from llmkit.pipeline.stage import load_target
 
 TRIES = 3
 """How often a task may lose its worker."""
@@ -70,7 +70,7 @@ class Failure:
         """The exception again: a LLMKitError of the same class with the same message, anything else with its traceback."""
         if not self.kind:
             return RuntimeError(f"task {task} failed:\n{self.traceback}")
-        kind = found(self.kind)
+        kind = load_target(self.kind)
         error = kind.__new__(kind)  # the constructors of the classes differ, and the message is made already
         error.args = (self.message,)
         vars(error).update(self.state)
@@ -104,7 +104,7 @@ class Job:
         """Do a task that is not done yet, and keep its result."""
         if self.result(task) is None:
             payload = json.loads(json.dumps(task.payload))  # the same, whoever calls
-            result = found(self.function)(payload, self.directory)
+            result = load_target(self.function)(payload, self.directory)
             write_synced(self.place(task), json.dumps({"made_by": self._made_by(task), "result": result}))
 
     def attempt(self, task: Task) -> dict[str, Any] | None:
@@ -156,12 +156,6 @@ class Deaths:
                 f"without a message has mostly asked for more memory than there is: try fewer --workers, or a machine with "
                 f"more memory. What is done already is kept"
             )
-
-
-def found(name: str) -> Any:
-    """What stands under `module:name`."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def _is_json(value: Any) -> bool:
