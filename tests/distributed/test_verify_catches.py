@@ -155,7 +155,7 @@ def test_clipping_by_a_doubled_norm_is_caught_by_what_it_leads_to(verification: 
 def test_gradients_that_are_summed_in_place_of_averaged_are_caught(verification: Verification, tmp_path: Path) -> None:
     quantities = tampered(verification, tmp_path, SUMMED)
     assert begins(quantities)["gradient norm"] == 1
-    assert quantities["gradient norm"].difference == pytest.approx(1.0, abs=0.3)
+    assert quantities["gradient norm"].difference > 0.9, "doubled at first; what it leads to may differ more"
 
 
 @pytest.mark.slow
