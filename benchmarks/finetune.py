@@ -140,7 +140,7 @@ def prepare(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
             )
     else:
         for split, rows in splits.items():
-            flat = [{key: row.values[key] for key in ("id", "context", "question", "answers")} for row in rows]
+            flat = [squad_row(row.values) for row in rows]
             write_lines(place / f"{split}.jsonl", flat)
             (place / f"{split}.json").write_text(json.dumps({"data": flat}, ensure_ascii=False), encoding="utf-8")
         texts = [row.values[key] for row in splits["train"] for key in ("context", "question")]
@@ -148,6 +148,12 @@ def prepare(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
     case["parameters"] = parameter_counts(model)["total"]
     case["examples"] = len(splits["train"])
     return case
+
+
+def squad_row(values: dict[str, Any]) -> dict[str, Any]:
+    """A question as run_qa reads it: the answers in two lists."""
+    answers = {key: [answer[key] for answer in values["answers"]] for key in ("text", "answer_start")}
+    return {**{key: values[key] for key in ("id", "context", "question")}, "answers": answers}
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
