@@ -31,9 +31,10 @@ from llmkit.evaluation.intervals import LEVEL, Metric, bootstrap
 from llmkit.evaluation.strides import Windows, plan_windows
 from llmkit.evaluation.task_model import with_interval
 from llmkit.pipeline.artefact import enclosing
+from llmkit.pipeline.progress import Progress
 from llmkit.tasks.features import IGNORED
 from llmkit.tasks.generation import Decoding, context_length, go_on, load, seed_of
-from llmkit.tasks.predicted import Predicted, Progress, code_digest, model_files
+from llmkit.tasks.predicted import Predicted, code_digest, model_files
 from llmkit.tasks.registry import SECTION, task_of
 from llmkit.tasks.tables import iterate_table, source_name
 from llmkit.tasks.token_losses import TokenScorer

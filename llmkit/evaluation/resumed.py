@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit import __version__
 from llmkit.evaluation.measured import Predictions
+from llmkit.pipeline.progress import Progress
 from llmkit.tasks.base import Task, digest
-from llmkit.tasks.predicted import Predicted, Progress, code_digest, model_files, no_terminal
+from llmkit.tasks.predicted import Predicted, code_digest, model_files, no_terminal
 from llmkit.tasks.writers import in_blocks
 
 if TYPE_CHECKING:

@@ -12,14 +12,11 @@ import io
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from llmkit.errors import ArtefactError, ConfigError
 from llmkit.pipeline.artefact import MANIFEST, sha256_of, sync
@@ -30,8 +27,6 @@ from llmkit.tasks.writers import plain
 JOB, PREDICTED, TABLE, ASIDE = "job.json", "predictions.jsonl", "table", "aside"
 
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
-
-_SAY_EVERY = 30.0  # seconds, where there is no terminal for a bar
 
 
 class Predicted:
@@ -126,39 +121,6 @@ def no_terminal() -> Iterator[None]:
     stream = sys.stderr
     with contextlib.redirect_stderr(Plain()):
         yield
-
-
-class Progress:
-    """A bar with rate and estimate on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, done: int, total: int, say: Callable[[str], None], what: str = "predict", unit: str = "row"):
-        """Begin.
-
-        Args:
-            done, total: counted in `unit`.
-        """
-        self._bar = tqdm(desc=what, total=total, initial=done, unit=unit, disable=None)
-        self._what, self._unit = what, unit
-        self._first, self._done, self._total, self._say = done, done, total, say
-        self._start = self._said = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def add(self, count: int) -> None:
-        """Some more are done."""
-        self._done += count
-        self._bar.update(count)
-        now = time.monotonic()
-        if self._bar.disable and now - self._said > _SAY_EVERY:
-            rate = (self._done - self._first) / (now - self._start)
-            left = tqdm.format_interval((self._total - self._done) / rate)
-            done = f"{self._what}: {self._done:,} of {self._total:,} {self._unit}s"
-            self._say(f"{done}, {rate:,.1f} {self._unit}s/s, {left} left")
-            self._said = now
 
 
 def write_whole(path: Path, values: dict[str, Any], partial: Path) -> None:

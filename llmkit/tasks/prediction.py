@@ -29,6 +29,7 @@ from llmkit import __version__
 from llmkit.errors import ArtefactError, ColumnError, ConfigError, DataError
 from llmkit.pipeline import lock
 from llmkit.pipeline.artefact import MANIFEST, enclosing, environment, sha256_of, sync
+from llmkit.pipeline.progress import Progress
 from llmkit.pipeline.stage import partial_of, writing
 from llmkit.resources import display
 from llmkit.tasks.base import Example, Task
@@ -40,7 +41,6 @@ from llmkit.tasks.predicted import (
     PREDICTED,
     TABLE,
     Predicted,
-    Progress,
     differences,
     model_files,
     no_terminal,
@@ -117,7 +117,7 @@ def _predict(config: PredictConfig, output: Path, partial: Path, say: Callable[[
     if done:
         say(f"predict: goes on after the {done:,} rows that an earlier run has predicted")
     rows = islice(source.rows(), done, None)
-    with Progress(done, survey.rows, say) as progress:
+    with Progress(done, survey.rows, say, "predict", "row") as progress:
         for chunk in in_blocks(rows, config.chunk_size):
             torch.manual_seed(done)  # where a task draws lots, they are those of the chunk, and not of what came before it
             examples = examples_of(task, survey.filled(chunk), columns)

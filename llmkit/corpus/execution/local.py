@@ -17,13 +17,13 @@ from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 
-from llmkit.corpus.execution.progress import Progress
+from llmkit.corpus.execution.progress import TaskProgress
 from llmkit.corpus.execution.tasks import ONE_THREAD, Deaths, Failure, Job, Task
 
 _SERVE = "from llmkit.corpus.execution.worker import serve; serve()"
 
 
-def run_locally(job: Job, tasks: Sequence[Task], workers: int, progress: Progress) -> None:
+def run_locally(job: Job, tasks: Sequence[Task], workers: int, progress: TaskProgress) -> None:
     """Do tasks in so many processes at once; each has one task, and gets the next one when that is done.
 
     Raises:
@@ -38,7 +38,7 @@ def run_locally(job: Job, tasks: Sequence[Task], workers: int, progress: Progres
             ready = wait([worker.answers.fileno() for worker in running])
             for worker in [worker for worker in running if worker.answers.fileno() in ready]:
                 if worker.is_done():
-                    progress.add(worker.task)
+                    progress.finish(worker.task)
                     if waiting:
                         worker.begin(waiting.popleft())
                         continue

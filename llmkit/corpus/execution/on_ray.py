@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from llmkit.corpus.execution.progress import Progress
+from llmkit.corpus.execution.progress import TaskProgress
 from llmkit.corpus.execution.tasks import ONE_THREAD, Deaths, Failure, Job, Task
 from llmkit.errors import DataError
 
 _PATIENCE = 60.0  # seconds until a file of another machine must be seen here; NFS remembers for so long what was not there
 
 
-def run_on_ray(job: Job, tasks: Sequence[Task], workers: int | None, progress: Progress) -> None:
+def run_on_ray(job: Job, tasks: Sequence[Task], workers: int | None, progress: TaskProgress) -> None:
     """Do tasks on the cluster that RAY_ADDRESS names, or that this machine belongs to; `RAY_ADDRESS=local` starts one here.
 
     Raises:
@@ -55,7 +55,7 @@ def run_on_ray(job: Job, tasks: Sequence[Task], workers: int | None, progress: P
                     if failure is not None:
                         raise Failure(**failure).error(task.name)
                     _await_file(job, task)
-                    progress.add(task)
+                    progress.finish(task)
         finally:
             for left in running:
                 ray.cancel(left, force=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from llmkit.corpus.execution.progress import Progress
+from llmkit.corpus.execution.progress import TaskProgress
 from llmkit.corpus.execution.tasks import Job, Task
 from llmkit.errors import DataError
 
@@ -57,7 +57,7 @@ def run_tasks(
     for task in missing:
         job.place(task).unlink(missing_ok=True)  # made from something else; from here on, a file means that a task is done
     if missing:
-        with Progress(tasks, missing, describe, say) as progress:
+        with TaskProgress(tasks, missing, describe, say) as progress:
             _run(executor, workers, job, missing, progress)
         results |= {task.name: job.result(task) for task in missing}
     job.remove_leftovers(tasks)
@@ -70,7 +70,7 @@ def run_tasks(
     return ordered
 
 
-def _run(executor: str, workers: int | None, job: Job, missing: Sequence[Task], progress: Progress) -> None:
+def _run(executor: str, workers: int | None, job: Job, missing: Sequence[Task], progress: TaskProgress) -> None:
     if executor == "ray":
         from llmkit.corpus.execution.on_ray import run_on_ray
 
@@ -82,7 +82,7 @@ def _run(executor: str, workers: int | None, job: Job, missing: Sequence[Task], 
     elif (workers or usable_cores()) == 1:
         for task in missing:
             job.do(task)
-            progress.add(task)
+            progress.finish(task)
     else:
         from llmkit.corpus.execution.local import run_locally
 

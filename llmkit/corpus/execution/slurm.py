@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from llmkit.corpus.execution.progress import Progress
+from llmkit.corpus.execution.progress import TaskProgress
 from llmkit.corpus.execution.tasks import ONE_THREAD, TRIES, Failure, Job, Task
 from llmkit.errors import DataError
 from llmkit.pipeline.artefact import write_synced
@@ -26,7 +26,7 @@ _ELEMENTS = 1000
 _FIRST_LOOK, _LAST_LOOK = 0.5, 15.0  # seconds between looks at the queue: short work is seen soon, long work costs little
 
 
-def run_on_slurm(job: Job, tasks: Sequence[Task], workers: int | None, progress: Progress) -> None:
+def run_on_slurm(job: Job, tasks: Sequence[Task], workers: int | None, progress: TaskProgress) -> None:
     """Do tasks as an array job, and wait for it.
 
     What sbatch reads from the environment holds (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, ...). An interrupted
@@ -72,7 +72,7 @@ def do_element(plan: Path, element: int) -> int:
 class _Array:
     """The array job of a function in a directory."""
 
-    def __init__(self, job: Job, workers: int | None, progress: Progress):
+    def __init__(self, job: Job, workers: int | None, progress: TaskProgress):
         self._job, self._workers, self._progress = job, workers, progress
         self._name = re.sub(r"\W+", "-", job.function.partition(":")[2])
         self._script = job.directory / f"{self._name}.sbatch"
@@ -127,7 +127,7 @@ class _Array:
                 pause = min(1.5 * pause, _LAST_LOOK)
                 queued = self.is_queued()
                 for name in left.keys() & set(os.listdir(self._job.directory)):  # listing a directory asks a file server anew
-                    self._progress.add(left.pop(name))
+                    self._progress.finish(left.pop(name))
                 failed = self._failures(list(left.values()))
                 if failed:
                     subprocess.run(["scancel", self._record.read_text(encoding="utf-8")], check=False)
