@@ -498,6 +498,8 @@ def read_settings_file(path: Path, _chain: tuple[Path, ...] = ()) -> list[Source
 def read_command_line(cls: type[StageConfig], words: list[str]) -> tuple[Source, list[str]]:
     """Read `--key value`, `--key=value`, `--flag` and `--no_flag`, and before these the values of the positional setting.
 
+    `--key=` empties a list.
+
     Returns:
         The settings, and the problems found.
     """
@@ -547,7 +549,8 @@ def read_command_line(cls: type[StageConfig], words: list[str]) -> tuple[Source,
         elif _is_list(spec) and key in values:
             problems.append(f"--{key} stands twice; write all its values after one --{key}")
         else:
-            values[key] = items if len(items) > 1 else items[0]
+            emptied = _is_list(spec) and items == [""]
+            values[key] = [] if emptied else items if len(items) > 1 else items[0]
     return Source(values, dict.fromkeys(values, "command line")), problems
 
 

@@ -286,6 +286,7 @@ def test_lists_are_words_on_the_command_line_and_numbers_may_be_joined_by_commas
     config = parse_arguments(Plain, ["--train_file", "a,b.txt", "c d.txt", "--sizes", "1,2", "--max_steps", "3"]).config
     assert (config.train_file, config.sizes, config.max_steps) == (["a,b.txt", "c d.txt"], [1, 2], 3)
     assert parse_arguments(Plain, ["--sizes", "1", "2"]).config.sizes == [1, 2]
+    assert parse_arguments(Plain, ["--sizes="]).config.sizes == []
     assert from_yaml(tmp_path, "train_file: a.txt\nsizes: 3").config.train_file == ["a.txt"]
 
 
