@@ -94,6 +94,8 @@ class QuestionAnswering(Task[Example]):
 
     @classmethod
     def of_config(cls, config: Any) -> QuestionAnswering:
+        if config.training_arguments.get("label_smoothing_factor"):
+            raise ConfigError(["label_smoothing_factor: is for classes and tokens of a text, not for places in one"])
         names = ("max_length", "doc_stride", "max_answer_length", "n_best_size", "null_score_diff_threshold", "question_first")
         return cls(**{name: getattr(config, name) for name in names})
 

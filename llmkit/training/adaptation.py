@@ -113,6 +113,9 @@ class AdaptationSettings(StageConfig):
             yield "search_trials, search_space: go together; say how many trials, and of what"
         if self.search_trials is not None and self.search_trials < 1:
             yield f"search_trials: is {self.search_trials}, must be at least 1"
+        if getattr(self, "metric_for_best_model", None) in ("loss", "eval_loss"):
+            for name in sorted({"class_weights", "focal_gamma"} & set(self.search_space)):
+                yield f"search_space: {name} changes what the loss measures; give another metric_for_best_model"
         known = accepted(type(self))
         for name, span in self.search_space.items():
             spec = known.get(name)
@@ -127,10 +130,12 @@ class AdaptationSettings(StageConfig):
 
 def _span_problems(name: str, span: Any, kind: Any) -> Iterable[str]:
     keys = set(span) if isinstance(span, dict) else set()
-    if keys != {"choices"} and not {"low", "high"} <= keys <= {"low", "high", "log"}:
-        yield f"search_space: {name}: give {{low, high}}, {{low, high, log: true}} or {{choices: [...]}}"
+    if keys != {"choices"} and not {"low", "high"} <= keys <= {"low", "high", "log", "step"}:
+        yield (
+            f"search_space: {name}: give {{low, high}}, {{low, high, step}}, {{low, high, log: true}} or {{choices: [...]}}"
+        )
         return
-    values = span["choices"] if "choices" in keys else [span["low"], span["high"]]
+    values = span["choices"] if "choices" in keys else [span[key] for key in ("low", "high", "step") if key in keys]
     if not isinstance(values, list) or not values:
         yield f"search_space: {name}: choices is no list of values"
         return
@@ -143,5 +148,7 @@ def _span_problems(name: str, span: Any, kind: Any) -> Iterable[str]:
         return
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         yield f"search_space: {name}: low and high are numbers; give choices"
+    elif "step" in keys and (span.get("log") or span["step"] <= 0):
+        yield f"search_space: {name}: step must be above 0, and is not for a logarithmic scale"
     elif span["low"] >= span["high"] or (span.get("log") and span["low"] <= 0):
         yield f"search_space: {name}: low must be less than high, and above 0 on a logarithmic scale"

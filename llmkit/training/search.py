@@ -13,12 +13,13 @@ import importlib.util
 import json
 import math
 import shutil
+import typing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmkit.config import Source, flat, resolve
+from llmkit.config import Source, accepted, flat, resolve
 from llmkit.errors import ConfigError
 from llmkit.pipeline.artefact import write_synced
 from llmkit.pipeline.ranks import rank
@@ -91,7 +92,8 @@ def _propose(config: FinetuneConfig, trials: list[dict[str, Any]], number: int, 
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions = {name: _distribution(span) for name, span in config.search_space.items()}
+    settings = accepted(type(config))
+    distributions = {name: _distribution(span, settings[name].type) for name, span in config.search_space.items()}
     seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
     sampler = optuna.samplers.TPESampler(seed=seed)
     study = optuna.create_study(direction="maximize" if greater_is_better else "minimize", sampler=sampler)
@@ -102,14 +104,17 @@ def _propose(config: FinetuneConfig, trials: list[dict[str, Any]], number: int, 
     return study.ask(distributions).params
 
 
-def _distribution(span: dict[str, Any]) -> Any:
+def _distribution(span: dict[str, Any], kind: Any) -> Any:
+    """What is proposed for a setting of a type: whole numbers where it takes no others, however the bounds are written."""
     from optuna import distributions
 
     if "choices" in span:
         return distributions.CategoricalDistribution(span["choices"])
-    whole = isinstance(span["low"], int) and isinstance(span["high"], int)
-    kind = distributions.IntDistribution if whole else distributions.FloatDistribution
-    return kind(span["low"], span["high"], log=bool(span.get("log")))
+    kinds = {kind, *typing.get_args(kind)}
+    given = {key: span[key] for key in ("low", "high", "log", "step") if key in span}
+    if int in kinds and float not in kinds:
+        return distributions.IntDistribution(**{key: int(value) for key, value in given.items()})
+    return distributions.FloatDistribution(**given)
 
 
 def with_settings(config: FinetuneConfig, values: dict[str, Any]) -> FinetuneConfig:

@@ -219,3 +219,8 @@ def test_an_answer_that_is_not_at_its_offset_ends_with_its_row(run: Any, quickly
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(DataError, match=r"bad\.jsonl:2: '\w+' at 1, where '.+' stands \(it begins at \d+\)"):
         run("finetune", tmp_path / "model", **{**quickly, "train_file": tmp_path / "bad.jsonl"})
+
+
+def test_label_smoothing_is_refused_and_not_left_out(run: Any, quickly: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="label_smoothing_factor: is for classes and tokens"):
+        run("finetune", tmp_path / "m", **quickly, label_smoothing_factor=0.1)
