@@ -7,7 +7,7 @@ rule saw; and `signals-00000.parquet`, where quality was measured.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ GROUP_BYTES = 8 << 20
 
 _NUMBER = re.compile(r"-\d{5,}")
 COLUMNS = ("text", "id", "source", "metadata")
+SOURCES_LISTED = 100
+"""Sources that a manifest tells of by name."""
 REJECTS, SIGNALS = "rejects", "signals"
 
 
@@ -97,6 +99,17 @@ def as_batch(documents: Sequence[Document]) -> pyarrow.RecordBatch:
 
     columns = [[getattr(document, name) for document in documents] for name in COLUMNS]
     return pyarrow.record_batch([pyarrow.array(values, pyarrow.string()) for values in columns], names=list(COLUMNS))
+
+
+def largest(sources: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """What there is of each source, the one of the most `bytes` first; beyond `SOURCES_LISTED`, all others added up."""
+    ordered = sorted(sources.items(), key=lambda item: (-item[1]["bytes"], item[0]))
+    listed = {name: dict(amounts) for name, amounts in ordered[:SOURCES_LISTED]}
+    smaller = [amounts for _, amounts in ordered[SOURCES_LISTED:]]
+    if smaller:
+        added_up = {key: sum(amounts[key] for amounts in smaller) for key in smaller[0]}
+        listed[f"({len(smaller):,} smaller sources)"] = added_up
+    return listed
 
 
 def shards(directory: Path, split: str) -> list[Path]:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from llmkit.corpus.documents import largest
 from llmkit.corpus.settings import PreprocessConfig
 from llmkit.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llmkit.corpus.outputs import Amount, Output
+    from llmkit.corpus.outputs import Output
     from llmkit.corpus.parts import Tally
     from llmkit.corpus.plan import Plan
     from llmkit.pipeline.stage import Workspace
@@ -28,8 +29,6 @@ __all__ = ["SCRATCH", "STATISTICS", "PreprocessConfig", "preprocess"]
 
 STATISTICS = "statistics.json"
 SCRATCH = ".work"
-SOURCES_LISTED = 100
-"""Sources with figures of their own in the metrics; the smaller ones are added up."""
 _ALONE = 1 << 30
 """Bytes of input below which one process decides on duplicates faster than several could be started."""
 _SAMPLED = 1 << 24
@@ -245,7 +244,7 @@ def _metrics(config: PreprocessConfig, plan: Plan, tally: Tally, output: Output,
         "removed": dict(rejected.most_common()),
         "skipped_files": plan.skipped,
         "splits": {split: asdict(amount) for split, amount in output.splits.items()},
-        "sources": _largest(output.sources),
+        "sources": largest({name: asdict(amount) for name, amount in output.sources.items()}),
         "duplicates": repeated,
     }
     if config.filters:
@@ -267,28 +266,13 @@ def _report(say: Callable[[str], None], plan: Plan, tally: Tally, metrics: dict[
     if plan.skipped:
         outside = f", {plan.outside:,} of them links that lead out of their directory" if plan.outside else ""
         say(f"preprocess: passed over {plan.skipped:,} files that are hidden, of unknown kinds or unreadable{outside}")
-    if not validation["documents"]:
-        why = "there is only one document" if metrics["kept"] == 1 else "validation_fraction is 0"
+    if config.validation_fraction and not validation["documents"]:
         say(
-            f"preprocess: warning: the validation split is empty, since {why}; no validation loss can be measured. "
-            f"Give --validation_file, or cut text files with --sample_by paragraph"
+            "preprocess: warning: the validation split is empty, since there is only one document; no validation loss can be "
+            "measured. Give --validation_file, or cut text files with --sample_by paragraph"
         )
 
 
 def _rules(counts: dict[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{rule} {number:,}" for rule, number in ordered) or "none"
-
-
-def _largest(sources: dict[str, Amount]) -> dict[str, dict[str, int]]:
-    """The largest sources by bytes, and the others added up."""
-    from llmkit.corpus.outputs import Amount
-
-    ordered = sorted(sources.items(), key=lambda item: (-item[1].bytes, item[0]))
-    listed = {name: asdict(amount) for name, amount in ordered[:SOURCES_LISTED]}
-    rest = Amount()
-    for _, amount in ordered[SOURCES_LISTED:]:
-        rest.add(amount)
-    if rest.documents:
-        listed[f"({len(ordered) - SOURCES_LISTED:,} smaller sources)"] = asdict(rest)
-    return listed

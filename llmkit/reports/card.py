@@ -230,7 +230,7 @@ def training_data(told: Traced) -> str:
         rows.append("- Part of the lineage can no longer be followed, so this list may be incomplete.")
     listed = "\n".join(rows) or "No raw input is recorded."
     found = origins_of(told.nodes, told.curves)
-    tables = [_captioned(part) for part in (*found.data, found.data_sources, found.tokenizer) if part]
+    tables = [_captioned(part) for part in (*found.data, *found.data_sources, found.tokenizer) if part]
     parts = [f"## Training data\n\nRaw inputs, with the stage that read them:\n\n{listed}", *tables, safe(found.vocabulary)]
     return "\n\n".join(part for part in parts if part)
 

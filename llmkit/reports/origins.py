@@ -33,7 +33,7 @@ class Origins:
     """Where a result comes from."""
 
     data: list[Table] = field(default_factory=list)
-    data_sources: Table | None = None
+    data_sources: list[Table] = field(default_factory=list)
     tokenizer: Table | None = None
     tokenizer_sources: Table | None = None
     vocabulary: str = ""
@@ -83,25 +83,29 @@ def _corpus(found: Origins, metrics: Mapping[str, Any]) -> None:
     splits = _amounts("Split", _mapping(metrics.get("splits")), "What is left of the corpus, normalised")
     if splits:
         found.data.append(splits)
-    found.data_sources = _amounts("Source", _mapping(metrics.get("sources")), "The sources of the corpus, the largest first")
+    _sources(found, metrics, "characters", "The sources of the corpus, the largest first")
 
 
-def _amounts(title: str, parts: Mapping[str, Any], caption: str) -> Table | None:
-    names = ("documents", "characters", "bytes")
+def _sources(found: Origins, metrics: Mapping[str, Any], unit: str, caption: str) -> None:
+    table = _amounts("Source", _mapping(metrics.get("sources")), caption, unit)
+    if table:
+        found.data_sources.append(table)
+
+
+def _amounts(title: str, parts: Mapping[str, Any], caption: str, unit: str = "characters") -> Table | None:
+    names = ("documents", unit, "bytes")
     rows = [
         [words.fit(str(name), 80), *(_number(_mapping(part).get(key), key) for key in names)] for name, part in parts.items()
     ]
-    return Table([title, "Documents", "Characters", "Size"], rows[:_SOURCES_SHOWN], caption) if rows else None
+    return Table([title, "Documents", unit.capitalize(), "Size"], rows[:_SOURCES_SHOWN], caption) if rows else None
 
 
 def _tokens(found: Origins, metrics: Mapping[str, Any]) -> None:
-    rows = []
-    for split in ("train", "validation"):
-        part = _mapping(metrics.get(split))
-        if part:
-            rows.append([split, *(_number(part.get(key), key) for key in ("documents", "tokens", "bytes"))])
-    if rows:
-        found.data.append(Table(["Token shards", "Documents", "Tokens", "Text"], rows, "What a model is pretrained on"))
+    splits = {split: metrics[split] for split in ("train", "validation") if _mapping(metrics.get(split))}
+    shards = _amounts("Token shards", splits, "What a model is pretrained on", "tokens")
+    if shards:
+        found.data.append(shards)
+    _sources(found, metrics, "tokens", "The tokens of each source, with the one that ends each document")
 
 
 def _examples(found: Origins, metrics: Mapping[str, Any]) -> None:

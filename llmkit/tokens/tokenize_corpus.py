@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,11 @@ def tokenize_corpus(config: TokenizeConfig, workspace: Workspace) -> dict[str, A
     """Encode both splits, an EOS after every document, and write shards with their index.
 
     Returns:
-        Token, document and byte counts of each split, and the vocabulary size.
+        Token, document and byte counts of each split and each source, and the vocabulary size.
     """
     from transformers import AutoTokenizer
 
+    from llmkit.corpus.documents import largest
     from llmkit.tokens.encoders import StandardEncoder
     from llmkit.tokens.shards import Index, ShardWriter, tokenizer_hash
 
@@ -76,10 +78,12 @@ def tokenize_corpus(config: TokenizeConfig, workspace: Workspace) -> dict[str, A
         fast, metrics["documents_compared"] = _fast(corpus.directory, tokenizer, standard, workspace)
     metrics["encoder"] = "fast" if fast else "standard"
     splits = {}
+    sources: dict[str, Counter[str]] = {}
     for split in _SPLITS:
         with ShardWriter(workspace.directory, split, metrics["dtype"], config.tokens_per_shard) as writer:
-            for ids, lengths, text_bytes in _encoded(corpus.directory, split, standard, fast):
+            for names, ids, lengths, text_bytes in _encoded(corpus.directory, split, standard, fast):
                 writer.add_all(ids, lengths, text_bytes)
+                _count(sources, names, lengths, text_bytes)
         splits[split] = writer.shards
     if not splits["train"]:
         raise DataError(f"corpus {config.corpus} has no text in its train split; there is nothing to tokenize")
@@ -97,7 +101,23 @@ def tokenize_corpus(config: TokenizeConfig, workspace: Workspace) -> dict[str, A
             "bytes": sum(shard.bytes for shard in shards),
         }
         workspace.say(f"{split}: {metrics[split]['tokens']:,} tokens from {metrics[split]['documents']:,} documents")
+    metrics["sources"] = largest(sources)
     return metrics
+
+
+def _count(sources: dict[str, Counter[str]], names: pyarrow.Array, lengths: np.ndarray, text_bytes: np.ndarray) -> None:
+    """Add the documents of a batch to what there is of each source."""
+    import numpy as np
+
+    encoded = names.dictionary_encode()
+    places = encoded.indices.to_numpy()
+    found = encoded.dictionary.to_pylist()
+    documents = np.bincount(places, minlength=len(found))
+    tokens = np.bincount(places, lengths, len(found))
+    size = np.bincount(places, text_bytes, len(found))
+    for number, name in enumerate(found):
+        added = {"documents": documents[number], "tokens": tokens[number], "bytes": size[number]}
+        sources.setdefault(name, Counter()).update({key: int(value) for key, value in added.items()})
 
 
 def _fast(directory: Path, tokenizer: Any, standard: StandardEncoder, workspace: Workspace) -> tuple[Encoder | None, int]:
@@ -156,8 +176,8 @@ def _agree(one: Encoder, other: Encoder, texts: pyarrow.Array) -> bool:
 
 def _encoded(
     directory: Path, split: str, standard: StandardEncoder, fast: Encoder | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of documents: their tokens, and how many tokens and UTF-8 bytes each has."""
+) -> Iterator[tuple[pyarrow.Array, np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of documents: the source of each, their tokens, and how many tokens and UTF-8 bytes each has."""
     import pyarrow.compute
     from tqdm import tqdm
 
@@ -165,7 +185,7 @@ def _encoded(
 
     encoder = fast or standard
     with tqdm(desc=f"tokenize {split}", unit="B", unit_scale=True, disable=None) as progress:
-        for batch in read_batches(directory, split, columns=["text"]):
+        for batch in read_batches(directory, split, columns=["text", "source"]):
             texts = batch.column("text")
             if fast and not _agree(fast, standard, _beginnings(texts.slice(0, 1), _RECHECKED)):
                 raise DataError(
@@ -173,5 +193,5 @@ def _encoded(
                     f"run again with --fast false, and please report this as a bug"
                 )
             text_bytes = pyarrow.compute.binary_length(texts).to_numpy()
-            yield (*encoder.encode(texts), text_bytes)
+            yield (batch.column("source"), *encoder.encode(texts), text_bytes)
             progress.update(int(text_bytes.sum()))

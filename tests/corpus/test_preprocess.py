@@ -205,6 +205,9 @@ def test_one_document_is_for_training_and_that_is_said(run: Run, tmp_path: Path)
     result = run(train_file=lines(tmp_path / "a.jsonl", ["x"]))
     assert (len(result.train), len(result.validation)) == (1, 0)
     assert any("the validation split is empty, since there is only one document" in line for line in result.said)
+    chosen = run_stage(tmp_path / "chosen", train_file=lines(tmp_path / "a.jsonl", ["x", "y"]), validation_fraction=0)
+    assert len(chosen.train) == 2
+    assert not any("warning" in line for line in chosen.said)
 
 
 def test_the_choice_depends_on_text_and_seed_only(tmp_path: Path) -> None:

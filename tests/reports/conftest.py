@@ -272,7 +272,13 @@ class Chain:
             "tokenize",
             {"shard-00000.bin": b"tokens"},
             inputs={"corpus": "preprocess", "tokenizer": "tokenizer"},
-            metrics={"tokens": 2_450_112, "documents": 41_200, "seconds": 12.25},
+            metrics={
+                "train": {"documents": 41_200, "tokens": 2_450_112, "bytes": 9_100_000},
+                "sources": {
+                    "reviews.txt": {"documents": 40_000, "tokens": 2_350_007, "bytes": 9_000_000},
+                    "letters.txt": {"documents": 1_200, "tokens": 100_105, "bytes": 100_000},
+                },
+            },
         )
         self.artefact(
             "pretrain",

@@ -63,6 +63,24 @@ def test_a_literal_end_of_text_in_a_document_stays_text(
     assert loaded.decode(ids[:-1]) == text
 
 
+def test_tokens_are_counted_by_source(run: Any, tokenizer: Artefact, tmp_path: Path) -> None:
+    texts = {"short.jsonl": ["one", "two words"], "long.jsonl": ["a text of many words " * 50, "春天来了"]}
+    for name, rows in texts.items():
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in rows)
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+    files = [str(tmp_path / name) for name in texts]
+    made = run("preprocess", tmp_path / "corpus", train_file=files, validation_fraction=0.5)
+    metrics = run("tokenize", tmp_path / "tokens", corpus=made.directory, tokenizer=tokenizer.directory).manifest.metrics
+    encoder = AutoTokenizer.from_pretrained(tokenizer.directory)
+    expected = {}
+    for name, rows in texts.items():
+        rows = [text.strip() for text in rows]
+        ids = [len(encoder(text, add_special_tokens=False)["input_ids"]) + 1 for text in rows]
+        expected[name] = {"documents": 2, "tokens": sum(ids), "bytes": sum(len(text.encode()) for text in rows)}
+    assert metrics["sources"] == expected
+    assert list(metrics["sources"]) == ["long.jsonl", "short.jsonl"], "the largest first"
+
+
 @pytest.mark.parametrize(("size", "dtype"), [(1 << 16, "uint16"), ((1 << 16) + 1, "uint32")])
 def test_ids_are_16_bits_where_the_vocabulary_allows_it(
     run: Any, make_corpus: Any, tokenizer: Artefact, tmp_path: Path, size: int, dtype: str
