@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("llmkit", deadline=None)  # an example takes long where the machine is busy, or the first is cold
+settings.load_profile("llmkit")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the hub has forgotten something
 
 if TYPE_CHECKING:

