@@ -131,15 +131,11 @@ class Task(ABC, Generic[E]):
         return normalised(example.input())
 
     def hold_out(self, data: list[E], fraction: float, seed: int) -> tuple[list[E], list[E]]:
-        """Split off validation examples, the same for the same seed; a group is never divided."""
+        """Split off validation examples, the same for the same seed; a group is never divided, see `drawn`."""
         groups: dict[str, list[int]] = {}
         for index, example in enumerate(data):
             groups.setdefault(self.group(example), []).append(index)
-        members = list(groups.values())
-        wanted, held = max(1, round(len(data) * fraction)), set[int]()
-        for number in np.random.default_rng(seed).permutation(len(members))[:-1]:  # one stays in training
-            if not held or len(held) + len(members[number]) <= wanted:
-                held.update(members[number])
+        held = drawn(list(groups.values()), max(1, round(len(data) * fraction)), np.random.default_rng(seed))
         return [item for index, item in enumerate(data) if index not in held], [data[index] for index in sorted(held)]
 
     def sampling_groups(self, data: list[E]) -> list[np.ndarray] | None:
@@ -313,6 +309,25 @@ class Task(ABC, Generic[E]):
         Raises:
             DataError: nothing can be predicted for one of the examples; `llmkit predict` then asks for each by itself.
         """
+
+
+def drawn(groups: Sequence[list[int]], share: int, generator: np.random.Generator) -> set[int]:
+    """The members of groups that are drawn while they fit into a share; where none fits, those of the smallest.
+
+    One group at least is not drawn.
+
+    Args:
+        share: how many members there may be.
+    """
+    order = [groups[number] for number in generator.permutation(len(groups))]
+    held = set[int]()
+    for group in order[:-1]:
+        if len(held) + len(group) <= share:
+            held.update(group)
+    if len(order) > 1 and not held:
+        smallest = min(order, key=len)
+        held.update(smallest)
+    return held
 
 
 def seen(data: Iterable[E], known: Iterable[E]) -> np.ndarray:

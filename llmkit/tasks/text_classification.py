@@ -12,7 +12,7 @@ import numpy as np
 
 from llmkit.errors import ConfigError, DataError
 from llmkit.tasks import base, thresholds
-from llmkit.tasks.base import Task, batches_of_like_length, context_length, normalised
+from llmkit.tasks.base import Task, batches_of_like_length, context_length, drawn, normalised
 from llmkit.tasks.classification_loss import ClassificationLoss, class_weights
 from llmkit.tasks.features import IGNORED, Features, Ragged
 from llmkit.tasks.labels import MULTI, REGRESSION, SINGLE, WANTED, Label, ProblemType, classes_of, detect, label_of
@@ -254,7 +254,8 @@ class TextClassification(Task[Example]):
     def hold_out(self, data: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
         """Split off a validation set with the same share of each label, the same for the same seed.
 
-        Equal texts stay together, so that none is in both parts; those with more than one label stay in training.
+        Equal texts stay together, so that none is in both parts; those with more than one label stay in training, and so does
+        at least one text of each label.
         """
         if self.kind == REGRESSION:
             return super().hold_out(data, fraction, seed)
@@ -272,16 +273,7 @@ class TextClassification(Task[Example]):
         generator = np.random.default_rng(seed)
         held: set[int] = set()
         for label in sorted(by_label):
-            drawn = [by_label[label][index] for index in generator.permutation(len(by_label[label]))]
-            share, count = max(1, round(counts[label] * fraction)), 0
-            candidates = drawn[:-1]  # at least one text of each label stays in training
-            for group in candidates:
-                if count + len(group) <= share:
-                    held.update(group)
-                    count += len(group)
-            if candidates and not count:
-                smallest = min(candidates, key=len)
-                held.update(smallest)
+            held |= drawn(by_label[label], max(1, round(counts[label] * fraction)), generator)
         rest = [example for index, example in enumerate(data) if index not in held]
         return rest, [data[index] for index in sorted(held)]
 
@@ -299,9 +291,9 @@ class TextClassification(Task[Example]):
         share = {name: max(1, round(count * fraction)) if count > 1 else 0 for name, count in total.items()}
         held: set[int] = set()
         kept = Counter(total)
-        drawn = np.random.default_rng(seed).permutation(len(members)).tolist()
+        order = np.random.default_rng(seed).permutation(len(members)).tolist()
         for name in sorted(total, key=lambda name: (total[name], name)):
-            for number in drawn:
+            for number in order:
                 group = labels[number]
                 fits = all(total[other] - kept[other] + count <= share[other] for other, count in group.items())
                 stays = all(kept[other] > count or other == "" for other, count in group.items())

@@ -135,6 +135,12 @@ def test_no_text_is_both_held_out_and_trained_on(pairs: list[tuple[str, str]]) -
         assert any(item.label == label for item in held) == (len(alone) > 1)
 
 
+def test_a_text_of_most_examples_is_not_held_out() -> None:
+    data = of(*[("often", "a")] * 9, ("once", "a"), *[("oft", "b")] * 9, ("rarely", "b"))
+    for seed in range(8):
+        assert {item.text for item in task.hold_out(data, 0.1, seed)[1]} == {"once", "rarely"}
+
+
 def test_texts_are_compared_without_case_width_and_white_space() -> None:
     known = of(("Ｇｏｏｄ  film\n", "a"), ("Straße", "a"))
     data = of(("good FILM", "b"), ("goodfilm", "a"), ("STRASSE", "a"))

@@ -165,6 +165,17 @@ def test_a_long_example_is_cut_and_one_without_a_learned_token_set_aside(words: 
         task.features(data[:1], words, 10)
 
 
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.floats(0.01, 0.99), st.integers(0, 10))
+def test_prompts_are_held_out_as_far_as_they_fit_or_else_the_rarest(sizes: list[int], fraction: float, seed: int) -> None:
+    prompts = [f"prompt {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    data = [Example(id=str(row), place=f"f:{row}", prompt=prompt, completion="a") for row, prompt in enumerate(prompts)]
+    train, held = TextGeneration(False).hold_out(data, fraction, seed)
+    assert sorted(int(item.id) for item in [*train, *held]) == list(range(len(data)))
+    assert train and bool(held) == (len(sizes) > 1)
+    assert not {item.prompt for item in train} & {item.prompt for item in held}
+    assert len(held) <= max(1, round(len(data) * fraction), min(sizes))
+
+
 def test_packed_examples_have_the_losses_that_they_have_alone(base_model: Artefact, words: Any) -> None:
     task = TextGeneration(True)
     data = task.read([Row(f"f:{number}", row) for number, row in enumerate(chats(12, 3))], Columns())
