@@ -167,6 +167,9 @@ def features_of(task: Task[Any], data: list[Any], tokenizer: Any, max_length: in
         "examples": digest(data),
         "task": {"name": task.name, "head": task.head(), **task.stored()},
         "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer),
+        "special_tokens": tokenizer.special_tokens_map,
+        "truncation_side": tokenizer.truncation_side,
+        "model_inputs": tokenizer.model_input_names,
         "chat_template": tokenizer.chat_template,
         "max_length": max_length,
     }

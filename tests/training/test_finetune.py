@@ -15,9 +15,13 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, pipeline
 
 from llmkit.errors import ConfigError, DataError, LLMKitError
 from llmkit.pipeline.artefact import Artefact
+from llmkit.pipeline.stage import Workspace
+from llmkit.tasks import text_generation
 from llmkit.tasks.loading import load_task_model
 from llmkit.tasks.settings import Columns
-from llmkit.tasks.text_classification import Example
+from llmkit.tasks.text_classification import Example, TextClassification
+from llmkit.tasks.text_generation import TextGeneration
+from llmkit.training.finetuning import features_of
 from llmkit.training.ledger import read_ledger
 
 
@@ -240,6 +244,22 @@ def test_a_data_set_with_a_validation_split_is_validated_on_it_and_stale_when_it
     write(tmp_path / "data" / "train.jsonl", [*GOOD[:-1], {"text": "other", "label": "b"}])
     with pytest.raises(LLMKitError, match="differs in its inputs"):
         run("finetune", tmp_path / "m", **settings)
+
+
+def test_features_are_made_anew_where_another_token_ends_a_text(base_model: Artefact, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base_model.directory)
+    data = [text_generation.Example(id="1", place="f:1", prompt="a", completion="b")]
+    for token in ("<|endoftext|>", "<|pad|>"):
+        tokenizer.eos_token = token
+        features = features_of(TextGeneration(False), data, tokenizer, 32, Workspace(directory=tmp_path / "m"))
+        assert features[0]["labels"][-1] == tokenizer.convert_tokens_to_ids(token)
+    data = [Example(id="1", place="f:1", text="one two three four", label="a")]
+    first = []
+    for side in ("right", "left"):
+        tokenizer.truncation_side = side
+        features = features_of(TextClassification(["a", "b"]), data, tokenizer, 4, Workspace(directory=tmp_path / "m"))
+        first.append(tokenizer.decode(features[0]["input_ids"]))
+    assert first[0] != first[1]
 
 
 def test_the_card_tells_nothing_of_the_machine_or_of_where_things_lay(
