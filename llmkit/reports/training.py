@@ -66,9 +66,9 @@ def _scores(metrics: Mapping[str, Any]) -> Iterator[Score]:
         yield Score("training loss", loss)
     held_out = metrics.get("validation")
     if isinstance(held_out, Mapping):
-        counts = ("examples", "tokens", "also_in_training", "also_in_training_share")
         for key, value in held_out.items():
-            if finite(value) is not None and key not in counts:
+            # Whole numbers are counts, of examples and of what was cut or set aside.
+            if isinstance(value, float) and finite(value) is not None and key != "also_in_training_share":
                 yield Score(f"validation {trained.score_name(key)}", finite(value))
 
 

@@ -121,10 +121,11 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     for sentence in found:
         workspace.say(sentence)
     workspace.say(f"{train.facts.get('truncated', 0)} training texts cut at {max_length} tokens")
-    if set_aside := train.facts.get("set_aside"):
-        workspace.say(
-            f"warning: {set_aside:,} training examples set aside: within {max_length} tokens nothing is to be learned"
-        )
+    for kind, made in (("training", train), ("validation", validation)):
+        if set_aside := made.facts.get("set_aside"):
+            workspace.say(
+                f"warning: {set_aside:,} {kind} examples set aside: within {max_length} tokens nothing is to be learned"
+            )
     _warn_of_copies(data, workspace)
     if config.packing:
         how = (tokenizer, config.seed, config.attn_implementation)
@@ -395,6 +396,7 @@ def finish(config: FinetuneConfig, workspace: Workspace, prepared: Prepared, tra
         "validation": {
             "from": data.validation_from,
             "examples": len(data.validation),
+            **prepared.validation.facts,
             "also_in_training": (copies := int(seen(data.validation, data.train).sum())),
             "also_in_training_share": copies / len(data.validation),
             "sha256": digest(data.validation),

@@ -207,7 +207,7 @@ def test_a_training_by_itself(chain: Chain, write: Callable[..., Written]) -> No
         "train_loss": 3.31,
         "tokens_learned": 1_000_000,
         "epochs": 2.5,
-        "validation": {"loss": 3.42, "perplexity": 30.6, "bits_per_byte": 1.234, "tokens": 50_000},
+        "validation": {"loss": 3.42, "perplexity": 30.6, "bits_per_byte": 1.234, "tokens": 50_000, "set_aside": 3},
         "throughput": throughput,
         "processes": 2,
         "precision": "bf16",

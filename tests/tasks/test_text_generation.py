@@ -176,6 +176,23 @@ def test_prompts_are_held_out_as_far_as_they_fit_or_else_the_rarest(sizes: list[
     assert len(held) <= max(1, round(len(data) * fraction), min(sizes))
 
 
+def test_validation_examples_without_a_learned_token_are_counted_and_told(
+    run: Any, base_model: Artefact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Say {word}: ", "completion": word} for word in WORDS]
+    files = {
+        "train_file": write(tmp_path / "train.jsonl", rows),
+        "validation_file": write(tmp_path / "v.jsonl", [*rows[:4], {"prompt": "Say " + "red " * 60, "completion": "red"}]),
+    }
+    settings = {**QUICK, "num_train_epochs": 1.0}
+    made = run("finetune", tmp_path / "m", model_name_or_path=base_model.directory, **files, **settings)
+    validation = made.manifest.metrics["validation"]
+    assert (validation["examples"], validation["truncated"], validation["set_aside"]) == (5, 1, 1)
+    told = capsys.readouterr().out
+    assert "warning: 1 validation examples set aside: within 32 tokens nothing is to be learned" in told
+    assert "training examples set aside" not in told
+
+
 def test_packed_examples_have_the_losses_that_they_have_alone(base_model: Artefact, words: Any) -> None:
     task = TextGeneration(True)
     data = task.read([Row(f"f:{number}", row) for number, row in enumerate(chats(12, 3))], Columns())
