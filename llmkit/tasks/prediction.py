@@ -10,6 +10,7 @@ their predictions, and the file appears by a rename.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -109,7 +110,8 @@ def _predict(config: PredictConfig, output: Path, partial: Path, say: Callable[[
     if not config.force:
         begun.refuse_another(job, output)
     task, model, tokenizer = load_task_model(config.model_name_or_path, config.task)
-    source.line_column = line_column(task, columns)
+    if source.kind == ".txt":
+        source.line_column = line_column(task, columns)
     survey = source.survey(output.suffix.lower() == ".parquet")
     prefix = config.prefix or ""
     survey.refuse_twice([prefix + name for name in ("prediction", ERROR)])
@@ -274,7 +276,8 @@ def line_column(task: Task[Any], columns: Columns) -> str:
     named = (getattr(columns, setting, None) for setting in _LINE_SETTINGS)
     for name in (*filter(None, named), *_LINE_COLUMNS):
         with contextlib.suppress(DataError):
-            task.read([Row("", {name: "a"})], columns, is_labelled=False)
+            # By a copy, since what a task reads may tell it what it takes: a line, that it takes no second text.
+            copy.copy(task).read([Row("", {name: "a"})], columns, is_labelled=False)
             return name
     return _LINE_COLUMNS[0]
 

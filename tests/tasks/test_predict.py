@@ -191,6 +191,17 @@ def test_columns_are_those_of_the_fine_tuning_where_none_are_named(
         predict(put(tmp_path / "b.csv", toy(3)), model_name_or_path=model)
 
 
+@pytest.mark.parametrize("columns", [("question", "sentence"), ("text", "text_pair"), ("premise", "hypothesis")])
+def test_second_texts_are_found_for_a_model_of_others(
+    predict: Predict, foreign: Path, toy: Any, tmp_path: Path, columns: tuple[str, str]
+) -> None:
+    rows = [{columns[0]: row["text"], columns[1]: row["label"]} for row in toy(6)]
+    found = predict(put(tmp_path / "a.csv", rows), model_name_or_path=str(foreign))
+    named = {"text_column": columns[0], "text_pair_column": columns[1]}
+    asked = predict(put(tmp_path / "b.csv", rows), model_name_or_path=str(foreign), **named)
+    assert [row["score"] for row in found] == [row["score"] for row in asked]
+
+
 def test_lines_of_a_text_file_and_of_a_pipe_are_rows(
     predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
