@@ -58,5 +58,7 @@ def load_task_model(name: str, asked: str | None = None) -> tuple[Task[Any], Any
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise ConfigError([f"model_name_or_path: {name!r} has not learned {words} (it lacks {missing}); fine-tune it first"])
     tokenizer = task.load_tokenizer(name)
+    if model.config.pad_token_id is None:  # by it a causal classifier finds where a text in a batch ends
+        model.config.pad_token_id = tokenizer.pad_token_id
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return task, model.to(device).eval(), tokenizer

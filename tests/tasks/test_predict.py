@@ -24,7 +24,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    pipeline,
+)
 
 from llmkit import cli
 from llmkit.errors import ArtefactError, ColumnError, ConfigError, DataError
@@ -200,6 +207,23 @@ def test_second_texts_are_found_for_a_model_of_others(
     named = {"text_column": columns[0], "text_pair_column": columns[1]}
     asked = predict(put(tmp_path / "b.csv", rows), model_name_or_path=str(foreign), **named)
     assert [row["score"] for row in found] == [row["score"] for row in asked]
+
+
+def test_a_causal_classifier_of_others_without_padding_takes_batches(
+    predict: Predict, tokenizer: Artefact, toy: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "num_labels": 3, "initializer_range": 1.0}
+    config = GPT2Config(vocab_size=512, bos_token_id=0, eos_token_id=0, **size)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "m")
+    bare = AutoTokenizer.from_pretrained(tokenizer.directory)
+    bare.pad_token = None
+    bare.save_pretrained(tmp_path / "m")
+    rows = put(tmp_path / "a.csv", [{"text": row["text"] * (1 + number % 3)} for number, row in enumerate(toy(6))])
+    alone, together = (
+        predict(rows, tmp_path / f"{size}.jsonl", model_name_or_path=str(tmp_path / "m"), batch_size=size) for size in (1, 4)
+    )
+    assert [row["score"] for row in together] == pytest.approx([row["score"] for row in alone], abs=1e-5)
 
 
 def test_lines_of_a_text_file_and_of_a_pipe_are_rows(
