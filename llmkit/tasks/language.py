@@ -71,6 +71,10 @@ class LanguageTask(Task[E]):
             target by itself.
         """
 
+    def reference(self, example: E, tokenizer: Any) -> tuple[list[int], list[int]]:
+        """As `sequences`, to see what a trained model makes of a known target."""
+        return self.sequences(example, tokenizer)
+
     def features(self, data: list[E], tokenizer: Any, max_length: int) -> Features:
         """Examples cut at the end; one of which no learned token is left is set aside and counted.
 
@@ -238,7 +242,7 @@ class LanguageTask(Task[E]):
             for ids, (loss, tokens, _) in zip(written, chances, strict=True)
         ]
         if all(example.target() for example in data):
-            targets = [self.sequences(example, tokenizer) for example in data]
+            targets = [self.reference(example, tokenizer) for example in data]
             for row, (loss, tokens, right) in zip(rows, self.sums(model, tokenizer, targets, batch_size), strict=True):
                 row |= {"loss": float(loss), "tokens": int(tokens), "right_tokens": int(right)}
         yield from rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +149,7 @@ class TextGeneration(LanguageTask[Example]):
         return {"conversations": self.is_chat}
 
     def facts(self, data: list[Example]) -> dict[str, Any]:
-        return {"turns": sum(1 + sum(turn["role"] == "assistant" for turn in example.messages) for example in data)}
+        return {"turns": sum(1 + sum(turn["role"] == "assistant" for turn in example.messages[1:]) for example in data)}
 
     def what_it_is(self) -> str:
         return f"A causal language model that {'answers in conversations' if self.is_chat else 'goes on after prompts'}"
@@ -156,29 +157,42 @@ class TextGeneration(LanguageTask[Example]):
     # Features
 
     def sequences(self, example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+        # What the assistant says first answers nothing, and no model is asked for it: it is read, and not learned.
+        return self._conversation(example, tokenizer, 1) if example.messages else self._completed(example, tokenizer)
+
+    def reference(self, example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+        """As `sequences`. Where a template rewrites earlier turns it is the last one alone, and where it rewrites the prompt
+        itself, what follows that: the model has answered, and its answer is kept whatever the template does."""
+        for first in (1, len(example.messages)) if example.messages else ():
+            with contextlib.suppress(ConfigError):
+                return self._conversation(example, tokenizer, first)
+        return self._completed(example, tokenizer)
+
+    def _completed(self, example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+        """The prompt, and the completion with an EOS right after it."""
+        read = self.prompt(example, tokenizer)
+        learned = [
+            *tokenizer(example.completion, add_special_tokens=False, verbose=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
+        return _from_the_second(read + learned, [IGNORED] * len(read) + learned)
+
+    def _conversation(self, example: Example, tokenizer: Any, first: int) -> tuple[list[int], list[int]]:
+        """A conversation, of which the assistant's turns are learned, from the turn of number `first` on."""
         ids: list[int] = []
         labels: list[int] = []
-        for text, is_learned in self._pieces(example, tokenizer):
+        for text, is_learned in self._pieces(example, tokenizer, first):
             piece = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             ids += piece
             labels += piece if is_learned else [IGNORED] * len(piece)
-        if not example.messages:  # text begins as the tokenizer begins texts; a chat template has its own beginning
-            before = without_end(tokenizer(example.prompt, verbose=False)["input_ids"], tokenizer)
-            learned = [
-                *tokenizer(example.completion, add_special_tokens=False, verbose=False)["input_ids"],
-                tokenizer.eos_token_id,
-            ]
-            ids, labels = before + learned, [IGNORED] * len(before) + learned
-        if labels:
-            labels[0] = IGNORED  # there is nothing to predict it from
-        return ids, labels
+        return _from_the_second(ids, labels)
 
-    def _pieces(self, example: Example, tokenizer: Any) -> Iterator[tuple[str, bool]]:
+    def _pieces(self, example: Example, tokenizer: Any, first: int) -> Iterator[tuple[str, bool]]:
         """A conversation as its template writes it, cut where the assistant's turns begin and end, EOS included."""
-        turns = [*example.messages, {"role": "assistant", "content": example.completion}] if example.messages else []
+        turns = [*example.messages, {"role": "assistant", "content": example.completion}]
         end, done, rest = tokenizer.eos_token, "", ""
         for number, turn in enumerate(turns):
-            if turn["role"] != "assistant":
+            if turn["role"] != "assistant" or number < first:
                 continue
             before = _rendered(tokenizer, turns[:number], True)
             after = _rendered(tokenizer, turns[: number + 1], False)
@@ -197,7 +211,7 @@ class TextGeneration(LanguageTask[Example]):
             done, rest = after, tail
 
     def prompt(self, example: Example, tokenizer: Any) -> list[int]:
-        if not example.messages:
+        if not example.messages:  # text begins as the tokenizer begins texts; a chat template has its own beginning
             return without_end(tokenizer(example.prompt, verbose=False)["input_ids"], tokenizer)
         text = _rendered(tokenizer, example.messages, True)
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -206,6 +220,11 @@ class TextGeneration(LanguageTask[Example]):
         made = super().features(data, tokenizer, max_length)
         made.facts["completion_tokens"] = round(len(made) * self.targets_per_example(made))
         return made
+
+
+def _from_the_second(ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+    """What is learned without the first token: there is nothing to predict it from."""
+    return ids, [IGNORED, *labels[1:]]
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], goes_on: bool) -> str:
@@ -226,7 +245,8 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], goes_on: bo
 
 
 def _conversations(rows: list[Row], column: str, is_labelled: bool) -> list[Example]:
-    """Examples from lists of messages, with `role` and `content` or (as ShareGPT has them) `from` and `value`."""
+    """Examples from lists of messages, with `role` and `content` or (as ShareGPT has them) `from` and `value`. What the
+    assistant says last is no part of what is asked, and a target only where targets are wanted."""
     found, broken, silent = [], [], []
     for row in rows:
         turns = _turns(row.values.get(column))
@@ -240,6 +260,7 @@ def _conversations(rows: list[Row], column: str, is_labelled: bool) -> list[Exam
         if not messages or (is_labelled and not ends):
             silent.append(row)
         else:
+            completion = completion if is_labelled else ""
             found.append(Example(id=_id(row), place=row.place, messages=messages, completion=completion))
     _refuse(
         broken,

@@ -142,6 +142,53 @@ def test_a_template_that_rewrites_what_was_said_is_refused(words: Any) -> None:
         words.chat_template = None
 
 
+REWRITING = (
+    "{% for message in messages %}{{ message['role'] + ':' }}"
+    "{% if loop.last or message['role'] != 'assistant' %}{{ message['content'] }}{% endif %}"
+    "{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\nassistant:' }}{% endif %}"
+)
+"""Earlier answers are left out, as Qwen3 leaves out what was thought."""
+
+
+@pytest.mark.parametrize(
+    "template", [REWRITING, "{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}"]
+)
+def test_a_template_that_rewrites_what_was_said_costs_no_prediction(base_model: Artefact, words: Any, template: str) -> None:
+    example = of_messages(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d e"))
+    task, model = TextGeneration(True, max_new_tokens=4), AutoModelForCausalLM.from_pretrained(base_model.directory).eval()
+    words.chat_template = template
+    try:
+        with pytest.raises(ConfigError, match="differently once it goes on"):
+            task.sequences(example, words)
+        ids, labels = task.reference(example, words)
+        (row,) = task.predict(model, words, [example], 1)
+        prompt = task.prompt(example, words)
+    finally:
+        words.chat_template = None
+    assert ids[: len(prompt)] == prompt
+    assert words.decode([label for label in labels if label != IGNORED]) == "d e<|endoftext|>"
+    assert row["tokens"] == len(ids) - len(prompt)
+    assert row["loss"] > 0
+
+
+def test_predictions_are_asked_for_without_the_answers_that_rows_have() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (found,) = TextGeneration(True).read(rows({"messages": turns}), Columns(), is_labelled=False)
+    assert (found.messages, found.completion) == (turns[:1], "")
+
+
+def test_what_the_assistant_says_first_is_read_and_not_learned(words: Any) -> None:
+    turns = [("gpt", "hello"), ("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d")]
+    row = {"conversations": [{"from": name, "value": text} for name, text in turns]}
+    task = TextGeneration(True)
+    (example,) = task.read(rows(row), Columns())
+    ids, labels = task.sequences(example, words)
+    assert words.decode(ids).startswith("Assistant:\nhello<|endoftext|>\nUser:\na\n\nAssistant:\nb<|endoftext|>")
+    assert words.decode([label for label in labels if label != IGNORED]) == "b<|endoftext|>d<|endoftext|>"
+    assert task.facts([example]) == {"turns": 2}
+
+
 def test_of_prompt_and_completion_the_completion_and_its_end_are_learned(words: Any) -> None:
     example = Example(id="1", place="f:1", prompt="Q: one\nA:", completion=" two")
     ids, labels = TextGeneration(False).sequences(example, words)
