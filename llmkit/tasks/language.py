@@ -60,6 +60,19 @@ class LanguageTask(Task[E]):
             )
         return max_length
 
+    def load_tokenizer(self, name: str) -> Any:
+        """As `Task.load_tokenizer`, with an EOS: SEP where there is none of its own, as in Chinese models with BERT's.
+
+        Raises:
+            ConfigError: there is neither.
+        """
+        tokenizer = super().load_tokenizer(name)
+        if tokenizer.eos_token is None and tokenizer.sep_token is None:
+            raise ConfigError([f"model_name_or_path: the tokenizer of {name!r} has neither EOS nor SEP to end an answer with"])
+        if tokenizer.eos_token is None:
+            tokenizer.eos_token = tokenizer.sep_token
+        return tokenizer
+
     # What is learned
 
     @abstractmethod
@@ -184,6 +197,8 @@ class LanguageTask(Task[E]):
         context = context_length(model.config, tokenizer, None)
         room = context - 1 if self.is_encoder_decoder else context // 2
         settings = copy.deepcopy(model.generation_config)
+        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+        ends = sorted({*ends, tokenizer.eos_token_id} - {None})  # a config may have no other than its architecture's default
         settings.update(
             max_new_tokens=min(self.max_new_tokens, room),
             max_length=None,
@@ -194,11 +209,10 @@ class LanguageTask(Task[E]):
             top_k=None,
             use_cache=True,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id,
+            eos_token_id=ends,
         )
         longest = context if self.is_encoder_decoder else context - settings.max_new_tokens
         taken = [self.cut(ids, longest) if self.is_encoder_decoder else ids[-longest:] for ids in prompts]
-        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
         written: list[list[int]] = [[] for _ in prompts]
         lengths = np.array([len(ids) for ids in taken])
         pads = self.is_encoder_decoder or "position_ids" in inspect.signature(model.forward).parameters

@@ -139,8 +139,6 @@ class TextGeneration(LanguageTask[Example]):
 
     def load_tokenizer(self, name: str) -> Any:
         tokenizer = super().load_tokenizer(name)
-        if tokenizer.eos_token_id is None:
-            raise ConfigError([f"model_name_or_path: the tokenizer of {name!r} has no EOS token to end a completion with"])
         if self.is_chat and not tokenizer.chat_template:
             tokenizer.chat_template = CHAT_TEMPLATE
         return tokenizer

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 from llmkit.errors import ConfigError, DataError
 from llmkit.pipeline.artefact import Artefact
@@ -19,6 +26,7 @@ from llmkit.tasks.settings import Columns
 from llmkit.tasks.tables import Row
 from llmkit.tasks.translation import Example, Translation
 from llmkit.training.ledger import read_ledger
+from tests.conftest import TINY_LLAMA
 
 task = Translation("en", "de")
 
@@ -119,8 +127,6 @@ def test_decoders_are_given_what_the_model_itself_would_make_of_the_labels(
 def test_a_causal_model_translates_after_a_prompt_and_learns_the_translation_alone(
     run: Any, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    from tests.conftest import TINY_LLAMA
-
     settings = {**QUICK, "max_length": 32, "prompt_template": "{source} = "}
     made = run("finetune", tmp_path / "m", model_type="llama", config_overrides=TINY_LLAMA, **files, **settings)
     assert made.manifest.metrics["validation"]["chrf"] > 70
@@ -130,6 +136,44 @@ def test_a_causal_model_translates_after_a_prompt_and_learns_the_translation_alo
     ids, labels = loaded.sequences(asked("a c", "A C"), tokenizer)
     assert tokenizer.decode(ids) == "a c = A C<|endoftext|>"
     assert tokenizer.decode([label for label in labels if label != IGNORED]) == "A C<|endoftext|>"
+
+
+@pytest.fixture
+def without_eos(tmp_path: Path) -> Path:
+    """A causal model with a tokenizer of BERT, as Chinese ones have it. What it writes is token 0 whatever it reads, SEP; the
+    EOS that its config has by default is beyond its vocabulary."""
+    words = ["[SEP]", "[PAD]", "[CLS]", "[UNK]", "[MASK]", "=", "今", "天", *"abcdefghABCDEFGH"]
+    place = tmp_path / "base"
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}, do_lower_case=False).save_pretrained(place)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, n_positions=64))
+    model.transformer.wte.weight.data.zero_()
+    model.save_pretrained(place)
+    return place
+
+
+def test_a_tokenizer_without_eos_ends_with_its_sep(
+    without_eos: Path, run: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
+    causal = Translation("en", "de", "{source} =", max_new_tokens=8)
+    tokenizer = causal.load_tokenizer(str(without_eos))
+    ids, labels = causal.sequences(asked("今 天", "A C"), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "今", "天", "=", "A", "C", "[SEP]"]
+    assert [label for label in labels if label != IGNORED] == ids[4:]
+    model = GPT2LMHeadModel.from_pretrained(without_eos).eval()
+    assert causal.generate(model, tokenizer, [ids[:4]], 1)[1] == [[tokenizer.sep_token_id]]
+    settings = {**{name: value for name, value in QUICK.items() if name != "vocab_size"}, "max_steps": 1}
+    made = run("finetune", tmp_path / "m", model_name_or_path=without_eos, prompt_template="{source} =", **files, **settings)
+    assert load_task_model(str(made.directory))[2].eos_token == "[SEP]"
+
+
+def test_a_tokenizer_with_neither_eos_nor_sep_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="has neither EOS nor SEP to end an answer with"):
+        task.load_tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize("beams", [1, 3])
