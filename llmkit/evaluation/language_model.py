@@ -32,8 +32,9 @@ from llmkit.evaluation.strides import Windows, plan_windows
 from llmkit.evaluation.task_model import with_interval
 from llmkit.pipeline.artefact import enclosing
 from llmkit.pipeline.progress import Progress
+from llmkit.tasks.base import positions_of
 from llmkit.tasks.features import IGNORED
-from llmkit.tasks.generation import Decoding, context_length, go_on, load, seed_of
+from llmkit.tasks.generation import Decoding, go_on, load, seed_of
 from llmkit.tasks.predicted import Predicted, code_digest, model_files
 from llmkit.tasks.registry import SECTION, task_of
 from llmkit.tasks.tables import iterate_table, source_name
@@ -159,7 +160,7 @@ def evaluate_language_model(config: EvaluateConfig, workspace: Workspace) -> dic
 
 def _window(config: EvaluateConfig, model: Any, tokenizer: Any) -> tuple[int, int]:
     """Context and stride in tokens."""
-    takes = context_length(model) or tokenizer.model_max_length
+    takes = positions_of(model.config) or tokenizer.model_max_length
     if config.max_length is not None and config.max_length > takes:
         raise ConfigError([f"max_length: {config.max_length:,} is more than the {takes:,} tokens that the model takes"])
     context = config.max_length or min(takes, _LONGEST_CONTEXT)

@@ -85,6 +85,8 @@ def evaluate_task_model(config: EvaluateConfig, workspace: Workspace) -> dict[st
         "baselines": [],
         "comparison": [],
     }
+    if cut := sum(row.get("tokens_cut", 0) > 0 for row in predictions):
+        result["prompts_cut"] = cut
     trained_on, reason = _training_examples(finetuned)
     if trained_on is None:
         result["overlap_unknown"] = reason
@@ -231,6 +233,8 @@ def _summary(measured: Measured, result: dict[str, Any]) -> list[str]:
         rest = f"{without['name']} on the others {without['value']:.3f}" if without["n"] else "there are no others"
         counts = f"{overlap['train']['examples']} test texts are also in training, {overlap['validation']['examples']}"
         lines.append(f"  warning: {counts} in validation; {rest}")
+    if "prompts_cut" in result:
+        lines.append(f"  warning: {result['prompts_cut']} prompts were longer than the model has room for, and cut")
     if result["repeated_texts"]:
         lines.append(
             f"  warning: {result['repeated_texts']} test texts repeat earlier ones; intervals take all for independent"

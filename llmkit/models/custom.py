@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 # A model's context length has one name per family; these are the ones that set the size of a table or a mask.
-_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 POSITIONS_AFTER_PADDING = (
@@ -96,7 +96,7 @@ def custom_config(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        **{name: block_size + before for name in _CONTEXT_NAMES if name in own_names},
+        **{name: block_size + before for name in CONTEXT_NAMES if name in own_names},
         **(head or {}),
         **{config_class.attribute_map.get(name, name): value for name, value in overrides.items()},
     }
@@ -127,7 +127,7 @@ def check_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, b
     problems = []
     if config.vocab_size < len(tokenizer):
         problems.append(f"vocab_size: the model has {config.vocab_size}, the tokenizer needs {len(tokenizer)}")
-    for name in _CONTEXT_NAMES:
+    for name in CONTEXT_NAMES:
         context = getattr(config, name, None)
         if isinstance(context, int) and 0 < context < block_size:  # XLNet's is -1: no limit
             problems.append(f"block_size: {block_size} is more than the model's {name} of {context}")

@@ -356,18 +356,25 @@ def conflicting(data: Iterable[E]) -> int:
     return sum(len(found) > 1 for found in targets.values())
 
 
+def positions_of(config: PretrainedConfig) -> int | None:
+    """The most tokens that a model has positions for; None where it has no limit, as recurrent ones."""
+    from llmkit.models.custom import CONTEXT_NAMES, POSITIONS_AFTER_PADDING
+
+    text = config.get_text_config()
+    limits = (getattr(text, name, None) for name in CONTEXT_NAMES)
+    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]  # XLNet's is -1: no limit
+    before = (text.pad_token_id or 0) + 1 if text.model_type in POSITIONS_AFTER_PADDING else 0
+    return min(known) - before if known else None
+
+
 def context_length(config: PretrainedConfig, tokenizer: Any, asked: int | None) -> int:
     """Longest input in tokens: the one asked for, or what model and tokenizer allow.
 
     Raises:
         ConfigError: more is asked for than they allow.
     """
-    from llmkit.models.custom import POSITIONS_AFTER_PADDING
-
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    if config.model_type in POSITIONS_AFTER_PADDING and limits[0]:
-        limits[0] -= (config.pad_token_id or 0) + 1
-    known = [limit for limit in [*limits, tokenizer.model_max_length] if isinstance(limit, int) and 0 < limit < 1_000_000]
+    limits = (positions_of(config), tokenizer.model_max_length)
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 1_000_000]
     if asked is not None and known and asked > min(known):
         raise ConfigError([f"max_length: {asked} is more than the {min(known)} tokens that the model takes"])
     return asked or min(known, default=512)

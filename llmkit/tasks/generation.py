@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from llmkit.errors import ConfigError, DataError
 from llmkit.pipeline.stage import is_path
+from llmkit.tasks.base import positions_of
 from llmkit.tasks.tables import pick_column, read_table
 
 if TYPE_CHECKING:
@@ -81,13 +82,6 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.to(device).eval(), tokenizer
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """The most tokens that a model has positions for; None where it has no limit, as recurrent ones."""
-    config = model.config.get_text_config()
-    lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
-    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
-
-
 def go_on(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -106,7 +100,7 @@ def go_on(
         DataError: the prompt fills the model's context, or is empty and the tokenizer has no token to begin with.
     """
     given = tokenizer(prompt)["input_ids"] or [_first_token(tokenizer)]
-    context = context_length(model)
+    context = positions_of(model.config)
     room = context - len(given) if context is not None else decoding.max_new_tokens
     if room < 1:
         raise DataError(f"the prompt {_short(prompt)} has {len(given):,} tokens, and the context of the model {context:,}")

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmkit.errors import ConfigError, DataError
 from llmkit.tasks import base
-from llmkit.tasks.base import Task, batches_of_like_length, context_length
+from llmkit.tasks.base import Task, batches_of_like_length, context_length, positions_of
 from llmkit.tasks.features import IGNORED, Features, Padding, Ragged
 
 if TYPE_CHECKING:
@@ -179,6 +179,20 @@ class LanguageTask(Task[E]):
         """What the answers to examples are worth."""
         return {}
 
+    def context(self, config: PretrainedConfig, tokenizer: Any) -> int:
+        """The most tokens that a model reads: as many as it has positions for. The tokenizer is asked only where there is no
+        such limit, since its length may be that of a training, whose texts hold the answers too."""
+        return positions_of(config) or context_length(config, tokenizer, None)
+
+    def room(self, config: PretrainedConfig, tokenizer: Any) -> tuple[int, int]:
+        """The longest prompt and the longest answer in tokens. A causal model's context holds both, and an answer gets half of
+        it at most."""
+        context = self.context(config, tokenizer)
+        if self.is_encoder_decoder:
+            return context, min(self.max_new_tokens, context - 1)
+        answer = min(self.max_new_tokens, context // 2)
+        return context - answer, answer
+
     def generate(
         self, model: Any, tokenizer: Any, prompts: Sequence[list[int]], batch_size: int
     ) -> tuple[list[list[int]], list[list[int]]]:
@@ -194,13 +208,12 @@ class LanguageTask(Task[E]):
         import torch
         from tqdm import tqdm
 
-        context = context_length(model.config, tokenizer, None)
-        room = context - 1 if self.is_encoder_decoder else context // 2
+        longest, answer = self.room(model.config, tokenizer)
         settings = copy.deepcopy(model.generation_config)
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
         ends = sorted({*ends, tokenizer.eos_token_id} - {None})  # a config may have no other than its architecture's default
         settings.update(
-            max_new_tokens=min(self.max_new_tokens, room),
+            max_new_tokens=answer,
             max_length=None,
             num_beams=self.num_beams,
             do_sample=False,
@@ -211,7 +224,6 @@ class LanguageTask(Task[E]):
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=ends,
         )
-        longest = context if self.is_encoder_decoder else context - settings.max_new_tokens
         taken = [self.cut(ids, longest) if self.is_encoder_decoder else ids[-longest:] for ids in prompts]
         written: list[list[int]] = [[] for _ in prompts]
         lengths = np.array([len(ids) for ids in taken])
@@ -241,9 +253,9 @@ class LanguageTask(Task[E]):
         return [_text(tokenizer, ids) for ids in self.generate(model, tokenizer, prompts, batch_size)[1]]
 
     def predict(self, model: Any, tokenizer: Any, data: Sequence[E], batch_size: int) -> Iterator[dict[str, Any]]:
-        """The text that the model writes, and as `score` the geometric mean of the probabilities of its tokens. Where targets
-        are known, what it makes of them: `loss`, the sum over the learned `tokens`, of which it would have written
-        `right_tokens`."""
+        """The text that the model writes; as `score` the geometric mean of the probabilities of its tokens; and `tokens_cut`,
+        those of the prompt that had no room. Where targets are known, what it makes of them: `loss`, the sum over the learned
+        `tokens`, of which it would have written `right_tokens`."""
         prompts = [self.prompt(example, tokenizer) for example in data]
         taken, written = self.generate(model, tokenizer, prompts, batch_size)
         own = [
@@ -252,8 +264,12 @@ class LanguageTask(Task[E]):
         ]
         chances = self.sums(model, tokenizer, own, batch_size)
         rows: list[dict[str, Any]] = [
-            {"prediction": _text(tokenizer, ids), "score": float(np.exp(-loss / max(tokens, 1)))}
-            for ids, (loss, tokens, _) in zip(written, chances, strict=True)
+            {
+                "prediction": _text(tokenizer, made),
+                "score": float(np.exp(-loss / max(tokens, 1))),
+                "tokens_cut": len(asked) - len(ids),
+            }
+            for asked, ids, made, (loss, tokens, _) in zip(prompts, taken, written, chances, strict=True)
         ]
         if all(example.target() for example in data):
             targets = [self.reference(example, tokenizer) for example in data]
@@ -267,7 +283,7 @@ class LanguageTask(Task[E]):
         """As `summary`, of each of `sequences`; zeros where no learned token fits. float64 of shape [sequences, 3]."""
         import torch
 
-        context = context_length(model.config, tokenizer, None)
+        context = self.context(model.config, tokenizer)
         found: list[dict[str, Any]] = [
             {"input_ids": np.array(self.cut(ids, context)), "labels": np.array(labels[:context])} for ids, labels in sequences
         ]

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from llmkit.errors import ColumnError, ConfigError, DataError
 from llmkit.tasks import base
-from llmkit.tasks.base import batches_of_like_length, context_length
+from llmkit.tasks.base import batches_of_like_length
 from llmkit.tasks.features import IGNORED
 from llmkit.tasks.language import LanguageTask, smoothing_of, told
 from llmkit.tasks.tables import Row, pick_column, places
@@ -185,7 +185,7 @@ class MultipleChoice(LanguageTask[Example]):
         """The number of the most likely choice (`choice`) and its text; also the one that is most likely a character
         (`choice_norm`) and a byte (`choice_bytes`), by which long choices are at no disadvantage; `loglikelihoods` of all, and
         as `score` the share of the chosen one in their probabilities."""
-        questions = self._questions(data, tokenizer, context_length(model.config, tokenizer, None))
+        questions = self._questions(data, tokenizer, self.context(model.config, tokenizer))
         for example, found in zip(data, self._loglikelihoods(model, questions, batch_size), strict=True):
             sizes = np.array([[len(text), len(text.encode())] for text in example.choices], dtype=np.float64)
             best = int(found.argmax())

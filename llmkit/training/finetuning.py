@@ -110,7 +110,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
     start, new = start_of(replace(config, seed=first), workspace, task, tokenizer)
     model_config = _config_of(start, task)
     max_length = task.adapt_to(model_config, context_length(model_config, tokenizer, config.max_length))
-    tokenizer.model_max_length = max_length
+    if not isinstance(task, LanguageTask):  # of one that writes it is no limit: a prompt alone may be as long
+        tokenizer.model_max_length = max_length
     teacher = load_teacher(config, task, tokenizer, max_length) if config.teacher else None
     train, validation = (
         features_of(task, examples, tokenizer, max_length, workspace) for examples in (data.train, data.validation)
@@ -126,6 +127,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace) -> Prepared:
             workspace.say(
                 f"warning: {set_aside:,} {kind} examples set aside: within {max_length} tokens nothing is to be learned"
             )
+    if isinstance(task, LanguageTask):
+        _warn_of_cuts(task, model_config, tokenizer, data.validation, workspace)
     _warn_of_copies(data, workspace)
     if config.packing:
         how = (tokenizer, config.seed, config.attn_implementation)
@@ -146,6 +149,19 @@ def _check_metric(config: FinetuneConfig, task: Task[Any]) -> None:
     wanted = config.metric_for_best_model
     if wanted is not None and wanted not in (*task.metrics, "loss"):
         raise ConfigError([f"metric_for_best_model: {wanted!r} is not one of {', '.join(task.metrics)}, loss"])
+
+
+def _warn_of_cuts(
+    task: LanguageTask[Any], model_config: Any, tokenizer: Any, validation: list[Any], workspace: Workspace
+) -> None:
+    """Say of how many of the validation examples that the model writes answers to it does not read all."""
+    asked = task.samples_written(validation)
+    longest, answer = task.room(model_config, tokenizer)
+    if cut := sum(len(task.prompt(example, tokenizer)) > longest for example in asked):
+        workspace.say(
+            f"warning: {cut:,} of {len(asked):,} validation prompts are cut to {longest:,} tokens when the model writes, so "
+            f"that an answer of {answer:,} has room"
+        )
 
 
 def _warn_of_copies(data: Examples, workspace: Workspace) -> None:

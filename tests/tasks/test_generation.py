@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from llmkit import cli
 from llmkit.errors import ConfigError, DataError
-from llmkit.tasks.generation import Decoding, Generation, Pieces, context_length, go_on, load, readable, seed_of
+from llmkit.tasks.base import positions_of
+from llmkit.tasks.generation import Decoding, Generation, Pieces, go_on, load, readable, seed_of
 
 if TYPE_CHECKING:
     from llmkit.pipeline.artefact import Artefact
@@ -100,7 +101,7 @@ def test_no_half_character_is_shown(loaded: tuple[Any, Any]) -> None:
 
 
 def test_the_context_ends_a_text_and_refuses_a_longer_prompt(loaded: tuple[Any, Any]) -> None:
-    assert context_length(loaded[0]) == 32
+    assert positions_of(loaded[0].config) == 32
     made = go_on(*loaded, "Return the", Decoding(100, temperature=0), seed=0)
     assert made.ended in ("context", "eos")
     assert made.tokens + len(loaded[1]("Return the")["input_ids"]) <= 32

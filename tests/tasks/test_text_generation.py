@@ -288,7 +288,7 @@ def test_a_conversation_is_answered_and_ended_as_in_transformers(chatting: Artef
     for word in WORDS[:3]:
         asked = of_messages(("user", f"Say {word}"), ("assistant", ""))
         (row,) = task.predict(model, tokenizer, [asked], 1)
-        assert set(row) == {"prediction", "score"}
+        assert set(row) == {"prediction", "score", "tokens_cut"}
         assert 0 < row["score"] <= 1
         theirs = generate(asked.messages, max_new_tokens=8, do_sample=False)[0]["generated_text"][-1]["content"]
         assert row["prediction"] == theirs.strip()

@@ -138,6 +138,40 @@ def test_a_causal_model_translates_after_a_prompt_and_learns_the_translation_alo
     assert tokenizer.decode([label for label in labels if label != IGNORED]) == "A C<|endoftext|>"
 
 
+@pytest.mark.parametrize(
+    ("family", "overrides", "context"),
+    [
+        ("llama", {**TINY_LLAMA, "max_position_embeddings": 64}, 64),
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}, 1024),  # as the new tokenizer says
+    ],
+)
+def test_prompts_have_the_room_that_the_model_has_and_not_that_of_the_training(
+    run: Any,
+    files: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    family: str,
+    overrides: dict[str, Any],
+    context: int,
+) -> None:
+    long = "a b c d e f g h " * 10
+    data = {**files, "validation_file": write(tmp_path / "v.jsonl", [*toy(3, 1), {"en": long, "de": "A"}])}
+    settings = {**QUICK, "prompt_template": "{source} = ", "max_steps": 1}
+    made = run("finetune", tmp_path / "m", model_type=family, config_overrides=overrides, **data, **settings)
+    loaded, model, tokenizer = load_task_model(str(made.directory))
+    prompts = [loaded.prompt(asked(text), tokenizer) for text in (long[:60], long)]
+    assert QUICK["max_length"] < len(prompts[0]) < context - 12
+    cut = max(0, len(prompts[1]) - (context - 12))
+    found = list(loaded.predict(model, tokenizer, [asked(long[:60]), asked(long)], 2))
+    assert [row["tokens_cut"] for row in found] == [0, cut]
+    said = f"warning: 1 of 4 validation prompts are cut to {context - 12} tokens when the model writes"
+    assert (said in capsys.readouterr().out) == (cut > 0)
+    measured = run("evaluate", tmp_path / "e", model_name_or_path=made.directory, test_file=data["validation_file"])
+    result = json.loads((measured.directory / "metrics.json").read_text())
+    assert result.get("prompts_cut", 0) == (cut > 0)
+    assert ("1 prompts were longer than the model has room for, and cut" in capsys.readouterr().out) == (cut > 0)
+
+
 @pytest.fixture
 def without_eos(tmp_path: Path) -> Path:
     """A causal model with a tokenizer of BERT, as Chinese ones have it. What it writes is token 0 whatever it reads, SEP; the
