@@ -174,7 +174,7 @@ def _warn_of_copies(data: Examples, workspace: Workspace) -> None:
             f"{', '.join(places[:3])}{more}"
         )
     if several := conflicting(data.train):
-        workspace.say(f"warning: {several:,} texts stand in training with more than one label")
+        workspace.say(f"warning: texts that stand in training with more than one label or target: {several:,}")
 
 
 def features_of(task: Task[Any], data: list[Any], tokenizer: Any, max_length: int, workspace: Workspace) -> Features:

@@ -744,6 +744,16 @@ class LLMKitTrainer(Trainer):
         else:
             shards.load_weights(self._bare_model(), place)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Without the tensors that no checkpoint holds: those that are another one too, and those that a model leaves out."""
+        state = self._bare_model().state_dict()
+        missing = set(load_result.missing_keys)
+        read = {tensor.data_ptr() for name, tensor in state.items() if name not in missing}
+        expected = set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
+        expected |= {name for name in missing & set(state) if state[name].data_ptr() in read}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in expected]
+        super()._issue_warnings_after_load(load_result)
+
     def _bare_model(self) -> torch.nn.Module:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 

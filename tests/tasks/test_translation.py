@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +223,19 @@ def test_what_is_written_does_not_depend_on_the_batch(translators: Callable[[str
     alone = loaded.generate(model, tokenizer, prompts, 1)[1]
     assert loaded.generate(model, tokenizer, prompts, 8)[1] == alone
     assert len({tuple(ids) for ids in alone}) > 3
+
+
+def test_the_best_checkpoint_is_taken_without_a_word_on_tied_weights(
+    run: Any, files: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = {**QUICK, "max_steps": 4, "eval_steps": 2}
+    logger = logging.getLogger("transformers")  # its records do not reach the root
+    logger.addHandler(caplog.handler)
+    try:
+        run("finetune", tmp_path / "m", model_type="marian", config_overrides=SMALL["marian"], **files, **quick)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not [record for record in caplog.messages if "missing keys" in record]
 
 
 def test_batches_that_are_accumulated_have_the_loss_of_one(run: Any, files: dict[str, Path], tmp_path: Path) -> None:

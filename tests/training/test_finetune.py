@@ -216,7 +216,7 @@ def test_where_the_validation_examples_come_from_is_told_and_what_is_also_in_tra
     said = capsys.readouterr().out
     assert "2 for validation (held.jsonl)" in said
     assert "warning: 1 validation examples (50.0%) have a text that is also in training" in said
-    assert "warning: 1 texts stand in training with more than one label" in said
+    assert "warning: texts that stand in training with more than one label or target: 1" in said
     made = run("finetune", tmp_path / "none", train_file=train, **common)
     assert made.manifest.metrics["validation"]["from"] == "held out, 10% of the training examples"
     assert made.manifest.metrics["validation"]["also_in_training"] == 0
