@@ -40,6 +40,10 @@ WRITTEN: dict[str, list[str]] = {
         "聯絡信箱<<service@gov.tw>>。",
         "Sent by <<UPPER.CASE@EXAMPLE.COM>>",
         "user <<root@mail.example.museum>> logged in",
+        "Website: https://example.org\n<<info@example.org>>",
+        "官网：http://www.abc.com，邮箱：<<info@abc.com>>。",
+        "官网http://www.abc.com邮箱<<info@abc.com>>",
+        "Contact Bob\n@acme.com now",
     ],
     "ip": [
         "The request came from <<91.198.174.192>>.",
@@ -57,6 +61,8 @@ WRITTEN: dict[str, list[str]] = {
     ],
     "phone": [
         "Call <<+1 415 555 2671>> now",
+        "Visit www.acme.com\n<<(555) 234-5678>>",
+        "网址：http://www.abc.com\n<<13812345678>>",
         "<<+44 20 7946 0958>>",
         "<<+49 (0)30 901820>>",
         "Tel. <<+33 1 42 68 53 00>>",

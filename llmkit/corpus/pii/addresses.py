@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 
 # The usual part of RFC 5322, and a domain whose last label is letters (RFC 3696, section 2).
-_LOCAL_END = re.compile(r"[A-Za-z0-9_+%\-](?:[A-Za-z0-9._+%\-]{0,63})$")
+_LOCAL_END = re.compile(r"[A-Za-z0-9_+%\-](?:[A-Za-z0-9._+%\-]{0,63})\Z")
 _DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![\-_]*[A-Za-z0-9])")
 _FILES = re.compile(r"\.(?:png|jpe?g|gif|svg|webp|css|js|html?)$", re.I)  # logo@2x.png
-_USER_OF_URL = re.compile(r"://[^\s/]*$")  # https://user:password@host
+_USER_OF_URL = re.compile(r"://[!-.0-~]*\Z")  # https://user:password@host
 _REMOTE_PATH = re.compile(r":[\w.~\-]*/")  # git@github.com:owner/name
 _LONGEST_LOCAL = 64
 
