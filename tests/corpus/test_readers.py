@@ -370,6 +370,13 @@ def test_parquet_with_wrong_bytes(tmp_path: Path) -> None:
     assert [type(row) for row in rows] == [Document, BadRow, Document]
 
 
+def test_parquet_with_a_date_that_python_cannot_hold(tmp_path: Path) -> None:
+    dates = pyarrow.array([0, 1_609_459_200_000_000, 0], pyarrow.timestamp("ms"))  # microseconds where milliseconds are meant
+    rows = read(parquet(tmp_path / "a.parquet", text=["one", "two", "three"], published=dates))
+    assert [type(row) for row in rows] == [Document, BadRow, Document]
+    assert "cannot be decoded" in rows[1].reason
+
+
 def test_local_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))

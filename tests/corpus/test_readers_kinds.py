@@ -135,6 +135,9 @@ def test_damaged_dumps(tmp_path: Path) -> None:
     found = rows(write(tmp_path / "a.xml", source[: len(source) // 2]))
     assert len(found) > 900
     assert isinstance(found[-1], BadRow) and "not XML from here on" in found[-1].reason and not found[-1].expected
+    declared = b'<?xml version="1.0" encoding="gbk"?>' + (source if isinstance(source, bytes) else source.encode())
+    (only,) = rows(write(tmp_path / "b.xml", declared))
+    assert isinstance(only, BadRow) and "multi-byte encodings are not supported" in only.reason
     found = rows(write(tmp_path / "b.xml.bz2", bz2.compress(source.encode())[:-200]))
     assert isinstance(found[-1], BadRow) and "cut short" in found[-1].reason
     (row,) = rows(write(tmp_path / "c.xml", "<rss></rss>"))
@@ -159,6 +162,9 @@ def test_damaged_dumps(tmp_path: Path) -> None:
         ("a<br/>b &amp; &lt;c&gt;<!-- hidden\n --> __NOTOC____TOC__d<nowiki>[[x]]</nowiki>", "a\nb & <c> d[[x]]"),
         ('<syntaxhighlight lang="py">\ndef f():\n    return {{1}}\n</syntaxhighlight>', "def f():\n    return {{1}}"),
         ("名字（{{lang|en|x}}）是-{zh-hans:计算机; zh-hant:電腦}-。", "名字是计算机。"),
+        ("-{H|zh-cn:博客;zh-tw:部落格}-正文-{T|zh-cn:题}-", "正文"),
+        ("用-{zh-tw:軟體;zh-hk:軟件}-写", "用軟體写"),
+        ("在-{A|zh-cn:网络;zh-tw:網路}-上", "在网络上"),
         ("open {{never closed [[nor this", "open {{never closed [[nor this"),
         ("a <ref>never closed b<ref>x</ref> c", "a never closed b c"),
         ("closed}} and ]] |}", "closed}} and ]] |}"),

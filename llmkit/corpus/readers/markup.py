@@ -26,7 +26,7 @@ _BRACKETS = re.compile(r"\[\[|\]\]")
 _EXTERNAL = re.compile(r"\[(?:(?:https?:|ftp:)?//|mailto:)[^\s\[\]]+(?:[ \t]+([^\[\]\n]*))?\]")
 _BOLD = re.compile(r"'{2,5}")
 _BULLET = re.compile(r"^[*#:;]+[ \t]*", re.MULTILINE)
-_SWITCH = re.compile(r"__[A-Z]{3,}__|-\{(?:[^{}|]*\|)?([^{}]*)\}-")
+_SWITCH = re.compile(r"__[A-Z]{3,}__|-\{(?:([^{}|]*)\|)?([^{}]*)\}-")
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 _EMPTY_BRACKETS = re.compile(r"[ \t]?(?:\([ \t,;:]*\)|（[\s，；：]*）)")
 _SPACES = re.compile(r"[ \t]{2,}")
@@ -38,6 +38,8 @@ _NOT_TEXT = {
 }
 _LANGUAGE = re.compile(r"\s*[a-z]{2,3}(?:-[a-z]+)*:", re.DOTALL)
 _VARIANT = re.compile(r"(?:^|;)\s*zh(?:-(?:hans|cn))?\s*:\s*([^;]*)")
+_ANY_VARIANT = re.compile(r"(?:^|;)\s*zh(?:-[a-z]+)*\s*:\s*([^;]*)")
+_SHOWS_NOTHING = {"H", "T", "-"}  # flags of a rule that is only told, of the title's, and of one that is taken back
 _LONGEST_TITLE = 255  # bytes, in MediaWiki's database
 _HOLE = "\x00"
 
@@ -50,7 +52,7 @@ def plain_text(source: str) -> str:
     text = _without_nested(text)
     text = _links(text)
     text = _EXTERNAL.sub(lambda found: found[1] or "", text)
-    text = _SWITCH.sub(lambda found: _variant(found[1] or ""), text)
+    text = _SWITCH.sub(lambda found: _variant(found[1] or "", found[2] or ""), text)
     text = _BOLD.sub(lambda found: "" if len(found[0]) != 4 else "'", text)
     text = html.unescape(_TAG.sub("", _LINE_BREAK.sub("\n", text)))
     text = "\n".join(_line(line) for line in text.split("\n"))
@@ -87,9 +89,11 @@ def _line(line: str) -> str:
     return f"\n{title}\n" if level and title else line
 
 
-def _variant(words: str) -> str:
-    """Of the spellings that Chinese pages give for one word (`zh-hans:...; zh-hant:...`), the simplified one."""
-    found = _VARIANT.search(words)
+def _variant(flags: str, words: str) -> str:
+    """Of the spellings that Chinese pages give for one word (`zh-hans:...; zh-hant:...`), the simplified one, or the first."""
+    if _SHOWS_NOTHING & {flag.strip() for flag in flags.split(";")}:
+        return ""
+    found = _VARIANT.search(words) or _ANY_VARIANT.search(words)
     return found[1].strip() if found else words
 
 

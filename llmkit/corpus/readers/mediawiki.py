@@ -48,7 +48,7 @@ def read_mediawiki(unit: Unit, stream: io.BufferedIOBase, options: ReadOptions) 
                 yield bad(unit, f"page {pages + 1}", "", f"no page ends within {LONGEST_PAGE:,} bytes; the rest is left out")
                 return
         parser.close()
-    except ElementTree.ParseError as failure:
+    except (ElementTree.ParseError, ValueError, LookupError) as failure:  # the last two where it declares a rare encoding
         yield bad(unit, f"page {pages + 1}", "", f"not XML from here on: {failure}")
     except DAMAGED as failure:
         yield bad(unit, f"page {pages + 1}", "", f"the file is cut short or damaged: {failure}")

@@ -63,7 +63,9 @@ def _rows_of(batch: Any) -> list[Any]:
     """The rows of a batch; in the place of one that cannot be decoded, a sentence saying so."""
     try:
         return batch.to_pylist()
-    except UnicodeDecodeError as failure:
+    except (ValueError, OverflowError) as failure:  # a date of the year 50,000, say, which Python cannot hold
         if batch.num_rows == 1:
-            return [f"not UTF-8 ({failure.reason}), although its column says that it is"]
+            if isinstance(failure, UnicodeDecodeError):
+                return [f"not UTF-8 ({failure.reason}), although its column says that it is"]
+            return [f"cannot be decoded: {failure}"]
     return [row for position in range(batch.num_rows) for row in _rows_of(batch.slice(position, 1))]
