@@ -154,6 +154,8 @@ def one_document(**facts: Any) -> Statistics:
         ({"date": "2021-03-04T05:06:07Z"}, "year", "2021"),
         ({"year": 1999}, "year", "1999"),
         ({"date": "yesterday"}, "year", ""),
+        ({"date": 1609459200}, "year", ""),
+        ({"date": 20210304}, "year", "2021"),
         ({"language": "zh-hant"}, "language", "zh-hant"),
         ({"licence": "CC-BY-4.0"}, "license", "CC-BY-4.0"),
         ({"opt_out": True}, "opt_out", "true"),
@@ -169,7 +171,10 @@ def test_dates_are_a_range() -> None:
     first = one_document(date="2021-03-04T05:06:07Z")
     first.merge(one_document(date="1999"))
     first.merge(one_document())
+    first.merge(one_document(date=20200102))
+    first.merge(one_document(date=1609459200))
     assert first.dates == ("1999", "2021-03-04")
+    assert one_document(date=20200102).dates == ("2020-01-02", "2020-01-02")
 
 
 def test_lengths_are_powers_of_two() -> None:

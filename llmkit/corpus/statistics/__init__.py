@@ -32,8 +32,7 @@ NAMES = 10_000
 """Names of a group that are counted exactly; with more of them, a sample of the documents is (`sketches.Amounts`)."""
 
 _PII = "pii_"
-_YEAR = re.compile(r"[12]\d{3}")
-_DATE = re.compile(r"[12]\d{3}(-[01]\d(-[0-3]\d)?)?")
+_DATE = re.compile(r"([12]\d{3})(?:-?([01]\d)(?:-?([0-3]\d))?)?(?!\d)")  # 2021, 2021-03, 2021-03-04, 20210304; no Unix time
 _HOST = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/?#]*\]|[^:/?#\[]*)", re.IGNORECASE)  # RFC 3986, appendix B
 _LICENSE_KEYS = ("license", "licence")
 _LONGEST_NAME = 200
@@ -222,12 +221,12 @@ def _facts(metadata: str) -> dict[str, str]:
     """What the metadata of a document says of it, "" where it says nothing."""
     values = json.loads(metadata) if metadata not in ("", "{}") else {}
     date = _DATE.match(str(values.get("date") or ""))
-    year = _YEAR.match(str(values.get("date") or values.get("year") or ""))
+    year = date or _DATE.match(str(values.get("year") or ""))
     return {
         "language": _name(values, ("language",)),
         "domain": _domain(values),
-        "year": year[0] if year else "",
-        "date": date[0] if date else "",
+        "year": year[1] if year else "",
+        "date": "-".join(filter(None, date.groups())) if date else "",
         "license": _name(values, _LICENSE_KEYS),
         "opt_out": _name(values, ("opt_out",)),
     }
