@@ -139,6 +139,18 @@ def test_an_array_is_submitted_and_waited_for(stand_in: Path, tmp_path: Path) ->
     assert said == [f"tasks: submitted {tmp_path / 'slurm' / 'write.sbatch'} as job {jobs(stand_in)[0]}"]
 
 
+def test_an_array_that_is_done_is_not_taken_for_the_next_one(stand_in: Path, tmp_path: Path) -> None:
+    """The queue lists an array for a while after its last result."""
+    lingering = SBATCH.format(python=sys.executable) + "    import time; time.sleep(5)\n"
+    (stand_in / "sbatch").write_text(lingering, encoding="utf-8")
+    said: list[str] = []
+    for first in (0, 3):
+        some = [Task(f"write-{number:05}", {"number": number}, 1000) for number in range(first, first + 3)]
+        run_tasks("execution_work:write", some, tmp_path / "slurm", executor="slurm", say=said.append)
+    assert len(jobs(stand_in)) == 2
+    assert not any("submitted again" in line for line in said)
+
+
 def test_what_dies_in_an_array_is_submitted_again(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "_ELEMENTS", 2)
     given_tasks = [Task("bad", {"number": 9, "deaths": 2}), *tasks(4)]

@@ -53,6 +53,7 @@ def run_on_slurm(job: Job, tasks: Sequence[Task], workers: int | None, progress:
         if left:
             progress.say(f"the array ended with {len(left):,} tasks not done; they are submitted again")
         missing = left
+    array.forget()
 
 
 def do_element(plan: Path, element: int) -> int:
@@ -88,6 +89,10 @@ class _Array:
         if answer.returncode:  # it is gone from the books, or the controller is too busy to answer
             return "invalid job id" not in answer.stderr.lower()
         return bool(answer.stdout.strip())
+
+    def forget(self) -> None:
+        """It is done, though the queue may list it for a while: what is run next in this directory is another one."""
+        self._record.unlink(missing_ok=True)
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Write the script and submit it.
