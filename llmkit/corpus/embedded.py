@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path, PurePath
 
 from llmkit.corpus.documents import Document
+from llmkit.corpus.readers.rows import BadRow, Row
+from llmkit.resources import display
 
 STDLIB, INSTALLED = "stdlib", "installed"
 TOPICS = "topics"
@@ -46,18 +48,17 @@ class EmbeddedReader:
         self._modules = [module for package in self._packages for module in _modules_of(package)]
         self._modules = list({module.path: module for module in self._modules}.values())
         self.size = sum(module.size for module in self._modules)
-        self.skipped = 0
-        """Files that cannot be read or are not Python (after `rows`)."""
 
     def describe(self) -> str:
         return f"{len(self._modules):,} modules of the embedded corpus ({', '.join(self._packages)})"
 
-    def rows(self, progress: Callable[[int], None]) -> Iterator[Document]:
+    def rows(self, progress: Callable[[int], None]) -> Iterator[Row]:
         for module in self._modules:
             progress(module.size)
             tree = _parse(module.path)
             if tree is None:
-                self.skipped += 1
+                id, place = f"{module.package}:{module.name}", display(module.path)
+                yield BadRow("", id, module.package, "no Python source", place, expected=True)
             elif module.package == TOPICS:
                 for topic, text in sorted(_topics(tree).items()):
                     yield Document(f"{topic}\n{'=' * len(topic)}\n\n{text}", f"{TOPICS}:{topic}", TOPICS)

@@ -69,11 +69,12 @@ def test_distributions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text(content, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     reader = EmbeddedReader(["Shouting"])
-    (document,) = reader.rows(lambda size: None)
+    document, old, gone = sorted(reader.rows(lambda size: None), key=lambda row: not isinstance(row, Document))
     assert document.id == "shouting:shouting"
     signature = "def shouting.shout(text: str='x', *, times: int=2) -> str"
     assert document.text == f"shouting\n========\n\nTools.\n\n{signature}\n\nSay it loud."
-    assert reader.skipped == 2
+    assert {row.id for row in (old, gone)} == {"shouting:shouting.old", "shouting:shouting.gone"}
+    assert all(row.reason == "no Python source" and row.expected for row in (old, gone))
     assert list(unknown_packages(["shouting", "stdlib", "installed"])) == []
     (sentence,) = unknown_packages(["shoutin"])
     assert "did you mean 'shouting'?" in sentence

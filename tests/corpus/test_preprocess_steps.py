@@ -274,6 +274,11 @@ def test_languages_alone_are_no_quality(tmp_path: Path) -> None:
         try_thresholds(tmp_path / "out", {})
 
 
+def test_rules_that_change_texts_are_not_tried(measured: Path) -> None:
+    with pytest.raises(ConfigError, match="begin with line_ change texts"):
+        try_thresholds(measured, {"c4": {"line_min_words": 1}}, ["gopher_quality", "c4"])
+
+
 def test_thresholds_that_cannot_be(measured: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean min_words"):
         try_thresholds(measured, {"gopher_quality": {"min_word": 20}})

@@ -24,6 +24,7 @@ _LONGEST_DETAIL = 100
 SET_ASIDE = (
     *("warc record type", "warc content type", "record too long", "http status", "media type", "binary body", "body too long"),
     *("wiki namespace", "wiki redirect", "wiki content model", "wiki page without text"),
+    "no Python source",
 )
 """Why a row can be expected to be no document."""
 
