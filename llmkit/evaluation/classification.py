@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmkit.evaluation.intervals import LEVEL, Metric, quantile, wilson
+from llmkit.evaluation.intervals import LEVEL, Method, Metric, quantile, wilson
 
 
 def confusion_matrix(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -127,7 +127,7 @@ def measure(confusion: np.ndarray, labels: list[str]) -> list[Metric]:
     n = int(confusion.sum())
     hits, support, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     right = int(hits.sum())
-    accuracy = (right / n, *wilson(right, n), n, "wilson")
+    accuracy: tuple[float, float, float, int, Method] = (right / n, *wilson(right, n), n, "wilson")
     found = [Metric("accuracy", *accuracy)]
     uncorrelated = np.eye(len(labels))
     per_class = {

@@ -1,7 +1,8 @@
 """Tasks of lm-evaluation-harness, an optional extra, whose results stand where those of llmkit do.
 
 Its tasks are YAML files; with `include_path` they lie on this machine, and nothing is looked for elsewhere. Values are those
-of the harness, and intervals are made of its standard errors.
+of the harness, and intervals are made of its standard errors. Where such an error is 0, a share has Wilson's interval, and
+other metrics have none, since that documents did not differ proves nothing of the next.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from llmkit.errors import ConfigError, DataError
-from llmkit.evaluation.intervals import LEVEL, Metric, quantile
+from llmkit.evaluation.intervals import LEVEL, Metric, quantile, wilson
 from llmkit.evaluation.task_model import with_interval
 from llmkit.tasks.generation import load
 from llmkit.training.hardware import use_cpu_well
@@ -115,14 +116,16 @@ def _metrics(found: dict[str, Any]) -> list[Metric]:
             named = name if kind == "none" else f"{name} ({kind})"
             named = named if len(found["results"]) == 1 else f"{task}: {named}"
             error = values.get(f"{name}_stderr,{kind}")
-            half = quantile(LEVEL) * error if isinstance(error, float) and math.isfinite(error) else None
-            if half is None:
+            is_known = isinstance(error, float) and math.isfinite(error)
+            if is_known and error > 1e-12:
+                low, high = value - quantile(LEVEL) * error, value + quantile(LEVEL) * error
+                if name in _SHARES:
+                    low, high = max(0.0, low), min(1.0, high)
+                metrics.append(Metric(named, float(value), low, high, n, "normal"))
+            elif is_known and name in _SHARES and n:
+                metrics.append(Metric(named, float(value), *wilson(round(value * n), n), n, "wilson"))
+            else:
                 metrics.append(Metric(named, float(value), None, None, n, "none"))
-                continue
-            low, high = value - half, value + half
-            if name in _SHARES:
-                low, high = max(0.0, low), min(1.0, high)
-            metrics.append(Metric(named, float(value), low, high, n, "normal"))
     return metrics
 
 

@@ -6,13 +6,29 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 LEVEL = 0.95
 
 RESAMPLES = 2000
+
+Method = Literal[
+    "wilson",
+    "wilson over contexts",
+    "mover",
+    "fisher",
+    "score",
+    "logit",
+    "normal",
+    "skewness-corrected t",
+    "test inversion",
+    "bootstrap",
+    "cluster bootstrap",
+    "none",
+]
+"""How an interval came about; `_methods` in llmkit/reports/page.py explains each."""
 
 
 @dataclass
@@ -25,7 +41,7 @@ class Metric:
     low: float | None
     high: float | None
     n: int
-    method: str
+    method: Method
     average: str | None = None
     label: str | None = None
 
@@ -112,5 +128,4 @@ def mean_metric(
         return Metric(name, value, None, None, len(values), "none")
     sums = np.stack([values, np.ones(len(values))], axis=1)
     low, high = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], seed, groups)
-    method = "bootstrap" if groups is None else "cluster bootstrap"
-    return Metric(name, value, low, high, len(values), method)
+    return Metric(name, value, low, high, len(values), "bootstrap" if groups is None else "cluster bootstrap")

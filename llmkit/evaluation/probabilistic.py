@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmkit.evaluation.classification import PerClass, mover
-from llmkit.evaluation.intervals import LEVEL, Metric, quantile, wilson
+from llmkit.evaluation.intervals import LEVEL, Method, Metric, quantile, wilson
 from llmkit.evaluation.measured import Predictions
 
 BINS = 15
@@ -81,10 +81,8 @@ def ranking(chances: np.ndarray, is_class: np.ndarray, labels: list[str]) -> lis
     n, positives = len(chances), is_class.sum(axis=0)
     defined = np.flatnonzero((positives > 0) & (positives < n)).tolist()
     found = []
-    for name, rate, limits, method in (
-        ("roc_auc", roc_auc, auc_limits, "score"),
-        ("pr_auc", average_precision, precision_limits, "logit"),
-    ):
+    for name, rate, limits in (("roc_auc", roc_auc, auc_limits), ("pr_auc", average_precision, precision_limits)):
+        method: Method = "score" if name == "roc_auc" else "logit"
         rates = [rate(chances[:, k], is_class[:, k]) for k in defined]
         ends = [limits(*of, int(positives[k]), n - int(positives[k])) for k, of in zip(defined, rates, strict=True)]
         if rates:

@@ -118,9 +118,7 @@ def mean_of(measured: Measured, chosen: np.ndarray) -> tuple[float, float, float
         return value, *limits
     deviations, groups = _deviations(measured, chosen)
     half, _ = _student(value, float((deviations**2).sum()), groups)
-    if measured.lower_is_better:
-        return value, value - half, value + half
-    return value, max(0.0, value - half), min(measured.perfect, value + half)
+    return value, max(0.0, value - half), min(math.inf if measured.lower_is_better else measured.perfect, value + half)
 
 
 def against_rest(measured: Measured, chosen: np.ndarray, rest: np.ndarray) -> tuple[float, float, float, float]:

@@ -20,7 +20,8 @@ from llmkit.tasks.registry import TaskName
 from llmkit.tasks.tables import EMBEDDED
 
 CARD = "README.md"
-_HUB_TASKS = {"language-modeling": "text-generation", "multiple-choice": "text-generation"}
+_HARNESS = "lm-evaluation-harness"
+_HUB_TASKS = dict.fromkeys(("language-modeling", "multiple-choice", _HARNESS), "text-generation")
 """What the hub calls those tasks that have another name here."""
 _MAX_CLASSES = 40
 _PUBLISHED = {".json", ".safetensors", ".txt", ".model", ".jinja"}
@@ -186,9 +187,8 @@ def _what(told: Told) -> str:
     origin = ""
     if base is not None:
         origin = " It was pretrained by llmkit from raw text and then trained for this task; the whole way is under Lineage."
-    return f"## What it is\n\nA model for {safe(told.task.replace('-', ' '))}, trained with llmkit.{origin}\n\n" + "\n".join(
-        rows
-    )
+    kind = "A language model" if told.task == _HARNESS else f"A model for {safe(told.task.replace('-', ' '))}"
+    return f"## What it is\n\n{kind}, trained with llmkit.{origin}\n\n" + "\n".join(rows)
 
 
 def _use(told: Told) -> str:

@@ -323,10 +323,12 @@ def _methods(told: Told) -> list[str]:
     seed = f" (seed {told.seed})" if told.seed is not None else ""
     known = {
         "wilson": "Wilson is the score interval of a share; F1 of a class has that of TP / (TP + FP + FN), transformed",
+        "wilson over contexts": "Wilson over contexts counts contexts in place of examples",
         "mover": "MOVER combines the intervals of the classes",
         "fisher": "Fisher is the delta method on the transform of a correlation",
         "score": "score is Newcombe's interval of an area under the ROC curve",
         "logit": "logit is that of the logit, by the infinitesimal jackknife",
+        "normal": "normal is that of a normal distribution with the standard error that lm-evaluation-harness gives",
         "skewness-corrected t": "skewness-corrected t is Student's interval of a mean, by Hall",
         "test inversion": f"test inversion holds the errors under which the one found would be no surprise{seed}",
         "bootstrap": f"bootstrap draws the test examples again many times with replacement{seed}",

@@ -59,16 +59,17 @@ def _warning(told: Told) -> str:
     rest = overlap.without
     if rest is None or rest.value is None:
         return f" Warning: the texts of all {share} had been met in training or validation."
+    said = f" Warning: {share} had a text that had been met in training or validation"
     if rest.name not in ("accuracy", "exact_match"):
-        value = f"{words.score(rest.value)} ({100 * told.interval:g}% interval {words.interval(rest.low, rest.high)})"
-        return (
-            f" Warning: {share} had a text that had been met in training or validation; on the others {rest.title} is {value}."
-        )
-    level = f"{100 * told.interval:g}% interval {words.percent(rest.low)} to {words.percent(rest.high)}"
-    return (
-        f" Warning: {share} had a text that had been met in training or validation; of the predictions for the others "
-        f"{words.percent(rest.value)} are right ({level})."
-    )
+        spread = _spread(told, words.interval(rest.low, rest.high))
+        return f"{said}; on the others {rest.title} is {words.score(rest.value)}{spread}."
+    spread = _spread(told, f"{words.percent(rest.low)} to {words.percent(rest.high)}" if rest.low is not None else "")
+    return f"{said}; of the predictions for the others {words.percent(rest.value)} are right{spread}."
+
+
+def _spread(told: Told, interval: str) -> str:
+    """An interval in parentheses; nothing where there is none."""
+    return f" ({100 * told.interval:g}% interval {interval})" if interval else ""
 
 
 def _leak(told: Told) -> str:
@@ -85,8 +86,8 @@ def _leak(told: Told) -> str:
     if not rest:
         return f"{said}."
     named = words.metric_title(rest[0]["name"], rest[0]["average"])
-    between = words.interval(rest[0]["low"], rest[0]["high"])
-    return f"{said}; on the others {named} is {words.score(rest[0]['value'])} ({100 * told.interval:g}% interval {between})."
+    spread = _spread(told, words.interval(rest[0]["low"], rest[0]["high"]))
+    return f"{said}; on the others {named} is {words.score(rest[0]['value'])}{spread}."
 
 
 def _standing(told: Told) -> str:

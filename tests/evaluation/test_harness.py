@@ -11,7 +11,8 @@ import yaml
 from llmkit.config import Source, resolve
 from llmkit.errors import ConfigError
 from llmkit.evaluation.evaluate import EvaluateConfig
-from llmkit.evaluation.harness import _rows
+from llmkit.evaluation.harness import _metrics, _rows
+from llmkit.evaluation.intervals import wilson
 from llmkit.pipeline.artefact import Artefact
 
 
@@ -101,6 +102,32 @@ def test_a_document_is_a_row_however_many_filters_its_answer_went_through() -> N
     rows = _rows({"samples": {"gsm8k": logged}})
     assert [row["id"] for row in rows] == ["gsm8k/0", "gsm8k/1", "gsm8k/2"]
     assert {row["value"] for row in rows} == {0.0}
+
+
+def test_that_documents_do_not_differ_is_not_taken_for_certainty() -> None:
+    values = {
+        "alias": "parity",
+        "acc,none": 1.0,
+        "acc_stderr,none": 0.0,
+        "exact_match,strict-match": 0.0,
+        "exact_match_stderr,strict-match": 0.0,
+        "f1,none": 1.0,
+        "f1_stderr,none": 0.0,
+        "acc_norm,none": 0.8,
+        "acc_norm_stderr,none": 0.2,
+    }
+    found = {
+        metric.key: metric for metric in _metrics({"results": {"parity": values}, "n-samples": {"parity": {"effective": 5}}})
+    }
+    ends = {key: (metric.low, metric.high, metric.method) for key, metric in found.items()}
+    assert ends == {
+        "acc": (*wilson(5, 5), "wilson"),
+        "exact_match (strict-match)": (*wilson(0, 5), "wilson"),
+        "f1": (None, None, "none"),
+        "acc_norm": (pytest.approx(0.408, abs=1e-3), 1.0, "normal"),
+    }
+    group = _metrics({"results": {"both": {"acc,none": 1.0, "acc_stderr,none": 0.0}}, "n-samples": {}})
+    assert (group[0].low, group[0].method) == (None, "none"), "how many documents a group has is not said"
 
 
 @pytest.mark.parametrize(("setting", "value"), [("selfcheck", True), ("slice_by", ["x"]), ("stride", 8)])

@@ -222,6 +222,13 @@ def test_questions_are_sliced_by_their_word_and_by_where_the_answer_stands() -> 
     assert len(set(places)) == 5, "four quarters and none"
 
 
+def test_no_mean_error_is_below_0() -> None:
+    errors = measured([0.0] * 19 + [20.0] + [1.0] * 20)
+    errors.lower_is_better = True
+    value, low, high = mean_of(errors, np.arange(40) < 20)
+    assert (value, low) == (1.0, 0.0) and high > 3
+
+
 def test_one_group_says_nothing_of_how_groups_differ() -> None:
     found = measured([0.2, 0.4, 0.9, 0.6, 0.1, 0.3], [0] * 6)
     chosen = np.array([True] * 3 + [False] * 3)

@@ -61,6 +61,14 @@ def test_a_directory_is_no_data_set_of_the_hub(chain: Chain, write: Callable[...
     assert data.datasets is None and data.eval_results[0].dataset_name == "tickets"
 
 
+def test_a_model_that_the_harness_evaluated_is_a_language_model(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build(record=chain.metrics_of(chain.example_rows()) | {"task": "lm-evaluation-harness", "dataset": "parity"})
+    card = load(write())
+    assert card.data.pipeline_tag == "text-generation"
+    assert {result.task_type for result in card.data.eval_results} == {"text-generation"}
+    assert "\nA language model, trained with llmkit. It was pretrained" in card.text
+
+
 def test_license_is_left_out_unless_known(chain: Chain, write: Callable[..., Written]) -> None:
     files = chain.model_files("")
     del files["README.md"]

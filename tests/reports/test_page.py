@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
 from llmkit.errors import ArtefactError, ConfigError, DataError
+from llmkit.evaluation.intervals import Method
 from llmkit.pipeline.artefact import sha256_of
 from llmkit.reports.report import ReportConfig
 
@@ -454,6 +455,29 @@ def test_test_texts_that_were_met_in_training_are_in_the_verdict(chain: Chain, w
     chain.build(record=record)
     with pytest.raises(DataError, match=r"`overlap` in metrics\.json is not what"):
         write("odd")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("accuracy", "; of the predictions for the others 56.0% are right."),
+        ("squared_error", "; on the others squared error is 0.560."),
+    ],
+)
+def test_where_one_example_remains_no_interval_is_told(
+    name: str, said: str, chain: Chain, write: Callable[..., Written]
+) -> None:
+    overlap = overlapping(29, 0, 0.56)
+    overlap["without"] |= {"name": name, "low": None, "high": None, "method": "none"}
+    chain.build(record=chain.metrics_of(chain.example_rows()) | {"overlap": overlap})
+    assert write().json["verdict"].endswith(f"met in training or validation{said}")
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_how_every_interval_came_about_is_explained(method: str, chain: Chain, write: Callable[..., Written]) -> None:
+    record = chain.metrics_of(chain.example_rows())
+    chain.build(record=record | {"metrics": [record["metrics"][0] | {"method": method}]})
+    assert ("How the intervals came about:" in write().html) == (method != "none")
 
 
 def test_why_there_are_no_baselines_is_said(chain: Chain, write: Callable[..., Written]) -> None:

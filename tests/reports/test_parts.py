@@ -93,6 +93,14 @@ def test_leakage_is_told_with_what_it_was_met_in_and_warned_of(chain: Chain, wri
     assert "## Leakage" in card
 
 
+def test_of_one_clean_example_no_interval_is_told(chain: Chain, write: Callable[..., Written]) -> None:
+    found = leakage()
+    found["contaminated"] = {"examples": 29, "share": 29 / 30}
+    found["metrics"]["without"] = [{**accuracy(1, 0.5)[0], "name": "f1", "low": None, "high": None, "method": "none"}]
+    chain.build(record={**chain.metrics_of(chain.example_rows()), "leakage": found})
+    assert write().json["verdict"].endswith("; on the others F1 is 0.500.")
+
+
 def test_without_a_leak_there_is_no_warning(chain: Chain, write: Callable[..., Written]) -> None:
     found = leakage()
     found |= {"contaminated": {"examples": 0, "share": 0.0}, "examples": [], "metrics": {"all": accuracy(30, 0.6)}}
