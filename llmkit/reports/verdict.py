@@ -59,15 +59,17 @@ def _warning(told: Told) -> str:
     rest = overlap.without
     if rest is None or rest.value is None:
         return f" Warning: the texts of all {share} had been met in training or validation."
+    level = f"{100 * told.interval:g}% interval"
     if rest.name not in ("accuracy", "exact_match"):
-        value = f"{words.score(rest.value)} ({100 * told.interval:g}% interval {words.interval(rest.low, rest.high)})"
+        spread = f" ({level} {words.interval(rest.low, rest.high)})" if rest.low is not None else ""
         return (
-            f" Warning: {share} had a text that had been met in training or validation; on the others {rest.title} is {value}."
+            f" Warning: {share} had a text that had been met in training or validation; on the others {rest.title} is "
+            f"{words.score(rest.value)}{spread}."
         )
-    level = f"{100 * told.interval:g}% interval {words.percent(rest.low)} to {words.percent(rest.high)}"
+    spread = f" ({level} {words.percent(rest.low)} to {words.percent(rest.high)})" if rest.low is not None else ""
     return (
         f" Warning: {share} had a text that had been met in training or validation; of the predictions for the others "
-        f"{words.percent(rest.value)} are right ({level})."
+        f"{words.percent(rest.value)} are right{spread}."
     )
 
 
@@ -86,7 +88,8 @@ def _leak(told: Told) -> str:
         return f"{said}."
     named = words.metric_title(rest[0]["name"], rest[0]["average"])
     between = words.interval(rest[0]["low"], rest[0]["high"])
-    return f"{said}; on the others {named} is {words.score(rest[0]['value'])} ({100 * told.interval:g}% interval {between})."
+    spread = f" ({100 * told.interval:g}% interval {between})" if between else ""
+    return f"{said}; on the others {named} is {words.score(rest[0]['value'])}{spread}."
 
 
 def _standing(told: Told) -> str:
