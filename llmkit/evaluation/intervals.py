@@ -30,6 +30,8 @@ Method = Literal[
 ]
 """How an interval came about; `_methods` in llmkit/reports/page.py explains each."""
 
+_NO_WIDTH = 1e-9  # of an interval, beside its ends: what is left of adding up the same numbers in another order
+
 
 @dataclass
 class Metric:
@@ -112,20 +114,40 @@ def independent(n: int, groups: np.ndarray | None) -> int:
 def mean_metric(
     name: str, values: np.ndarray, seed: int, groups: np.ndarray | None = None, perfect: float | None = 1.0
 ) -> Metric:
-    """The mean of a value per example, float64 of shape [examples], with its bootstrap interval.
-
-    Resampling would take for certain what one group says, which has no interval, and values that are all at one end of their
-    scale, which have Wilson's interval over groups.
+    """The mean of a value per example, float64 of shape [examples], with the interval of `resampled`.
 
     Args:
         perfect: the upper end of the scale, whose lower end is 0; None: it has no upper end.
     """
-    value, count = float(values.mean()), independent(len(values), groups)
-    if perfect is not None and not np.ptp(values) and value in (0.0, perfect):
-        low, high = (perfect * end for end in wilson(count if value else 0, count))
-        return Metric(name, value, low, high, len(values), "wilson" if groups is None else "wilson over contexts")
-    if count < 2:
-        return Metric(name, value, None, None, len(values), "none")
     sums = np.stack([values, np.ones(len(values))], axis=1)
-    low, high = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], seed, groups)
-    return Metric(name, value, low, high, len(values), "bootstrap" if groups is None else "cluster bootstrap")
+    return resampled(name, float(values.mean()), sums, lambda totals: totals[:, 0] / totals[:, 1], seed, groups, perfect)
+
+
+def resampled(
+    name: str,
+    value: float,
+    sums: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    seed: int,
+    groups: np.ndarray | None = None,
+    perfect: float | None = None,
+    average: str | None = None,
+) -> Metric:
+    """A statistic of sums over examples with its interval by `bootstrap`, which takes the same arguments.
+
+    Resampling would take for certain what one group says, or all of them alike: that has no interval. But a share at an end of
+    its scale has Wilson's, over groups.
+
+    Args:
+        value: the statistic of all examples.
+        perfect: the upper end of the scale of a share, whose lower end is 0 and which is there only where all examples are;
+            None: it is no share.
+    """
+    n, count = len(sums), independent(len(sums), groups)
+    if perfect is not None and value in (0.0, perfect):
+        low, high = (perfect * end for end in wilson(count if value else 0, count))
+        return Metric(name, value, low, high, n, "wilson" if groups is None else "wilson over contexts", average)
+    low, high = bootstrap(sums, statistic, seed, groups) if count > 1 else (value, value)
+    if high - low <= _NO_WIDTH * max(abs(low), abs(high)):
+        return Metric(name, value, None, None, n, "none", average)
+    return Metric(name, value, low, high, n, "bootstrap" if groups is None else "cluster bootstrap", average)

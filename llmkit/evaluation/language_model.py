@@ -27,7 +27,7 @@ from llmkit.errors import ArtefactError, ConfigError, DataError
 from llmkit.evaluation import gate, leakage, ngrams
 from llmkit.evaluation.comparison import compare_means
 from llmkit.evaluation.documents import Names, Tokens, read_documents
-from llmkit.evaluation.intervals import LEVEL, Metric, bootstrap
+from llmkit.evaluation.intervals import LEVEL, Metric, resampled
 from llmkit.evaluation.strides import Windows, plan_windows
 from llmkit.evaluation.task_model import with_interval
 from llmkit.pipeline.artefact import enclosing
@@ -304,13 +304,10 @@ class _Measured:
         self.bytes = np.array(tokens.text_bytes, dtype=np.float64)
 
     def ratio(self, name: str, parts: list[np.ndarray], statistic: Any) -> Metric:
-        """A statistic of sums; without an interval where there is one document only."""
+        """A statistic of sums with its interval, if there is one."""
         columns = np.stack(parts, axis=1)
         value = float(statistic(columns.sum(axis=0)[None])[0])
-        if len(columns) == 1:
-            return Metric(name, value, None, None, 1, "none")
-        low, high = bootstrap(columns, statistic, self.seed)
-        return Metric(name, value, low, high, len(columns), "bootstrap")
+        return resampled(name, value, columns, statistic, self.seed, perfect=1.0 if statistic is _share else None)
 
     def metrics(self, chosen: Any = slice(None)) -> list[Metric]:
         """Of all documents, or of some, bool of shape [documents]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmkit.evaluation.classification import f1_of, shares_of
-from llmkit.evaluation.intervals import Metric, bootstrap, mean_metric, wilson
+from llmkit.evaluation.intervals import Metric, mean_metric, resampled, wilson
 
 
 def measure(true: np.ndarray, given: np.ndarray, labels: list[str], seed: int) -> list[Metric]:
@@ -45,10 +45,7 @@ def measure(true: np.ndarray, given: np.ndarray, labels: list[str], seed: int) -
                 return _average(totals, present, name, average)
 
             value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
-            if value in (0.0, 1.0):  # resampling would take it for certain
-                found.append(Metric(name, value, *wilson(int(value) * n, n), n, "wilson", average=average))
-            else:
-                found.append(Metric(name, value, *bootstrap(sums, statistic, seed), n, "bootstrap", average=average))
+            found.append(resampled(name, value, sums, statistic, seed, perfect=1.0, average=average))
         for index, label in enumerate(labels):
             is_defined = present[index] or (name == "precision" and counts[2][index])
             metric = Metric(name, None, None, None, int(values.n[index]), "wilson", label=label)

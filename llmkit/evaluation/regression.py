@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmkit.evaluation.intervals import Metric, bootstrap, mean_metric
+from llmkit.evaluation.intervals import Metric, mean_metric, resampled
 
 
 def measure(true: np.ndarray, predicted: np.ndarray, seed: int) -> list[Metric]:
@@ -30,9 +30,7 @@ def _correlation(name: str, x: np.ndarray, y: np.ndarray, seed: int) -> Metric:
         return Metric(name, None, None, None, len(x), "none")
     x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
     sums = np.stack([x, y, x * x, y * y, x * y, np.ones(len(x))], axis=1)
-    return Metric(
-        name, float(_pearson(sums.sum(axis=0, keepdims=True))[0]), *bootstrap(sums, _pearson, seed), len(x), "bootstrap"
-    )
+    return resampled(name, float(_pearson(sums.sum(axis=0, keepdims=True))[0]), sums, _pearson, seed)
 
 
 def _pearson(totals: np.ndarray) -> np.ndarray:

@@ -193,11 +193,12 @@ def _ways(evaluated: Evaluated) -> Iterator[Way]:
     for name in dict.fromkeys([*evaluated.config.slice_by, *columns]):
         values = [row.values.get(name) for row in rows]
         numbers = [_number(value) for value in values]
+        shown = [_shown(value) for value in values]  # a cell may be a list, which is in no set
         there = np.array([value not in (None, "") for value in values])
-        if len(set(values)) > MOST_VALUES and all(math.isfinite(number) for number in np.array(numbers)[there]):
+        if len(set(shown)) > MOST_VALUES and all(math.isfinite(number) for number in np.array(numbers)[there]):
             yield quarters(name, np.array(numbers)[there], there)
-        elif len({_shown(value) for value in values}) <= MOST_VALUES:
-            yield Way(name, _named([_shown(value) for value in values]))
+        elif len(set(shown)) <= MOST_VALUES:
+            yield Way(name, _named(shown))
         else:
             yield Way(f"{name} (more than {MOST_VALUES} values)", {})
 

@@ -135,12 +135,13 @@ def section(evaluated: Evaluated) -> dict[str, Any] | None:
 
 def _swapped(words: WordList, index: int, example: Any) -> Swapped | None:
     replaced: Counter[str] = Counter()
-    texts: dict[str, Any] = {}
-    for name in ("text", "text_pair", "question", "context"):
-        text = getattr(example, name, None)
-        if text is not None:
-            texts[name], found = words.swap(text)
-            replaced += found
+    names = ("text", "text_pair", "question", "context")
+    texts: dict[str, Any] = {name: text for name in names if (text := getattr(example, name, None)) is not None}
+    if words.skipped is not None and any(map(words.skipped.search, texts.values())):
+        return None  # half a swap, of the question and not of its context, would make another example of it
+    for name, text in texts.items():
+        texts[name], found = words.swap(text)
+        replaced += found
     if not replaced:
         return None
     if hasattr(example, "answers"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llmkit.evaluation.intervals import Metric, bootstrap, mean_metric
+from llmkit.evaluation.intervals import Metric, mean_metric, resampled
 from llmkit.evaluation.measured import Baseline, Measured, Predictions
 from llmkit.evaluation.rouge import rouge_l, rouge_n, words
 from llmkit.tasks.language import perplexity
@@ -44,11 +44,16 @@ def measure(task: TextGeneration, test: list[Example], predictions: Predictions,
 def _of_tokens(predictions: Predictions, seed: int) -> list[Metric]:
     sums = np.array([[row["loss"], row["tokens"], row["right_tokens"]] for row in predictions], dtype=np.float64)
     loss, tokens, right = sums.sum(axis=0)
-    low, high = bootstrap(sums, lambda totals: np.exp(np.minimum(totals[:, 0] / totals[:, 1], 700)), seed)
-    least, most = bootstrap(sums, lambda totals: totals[:, 2] / totals[:, 1], seed)
+
+    def perplexities(totals: np.ndarray) -> np.ndarray:
+        return np.exp(np.minimum(totals[:, 0] / totals[:, 1], 700))
+
+    def accuracies(totals: np.ndarray) -> np.ndarray:
+        return totals[:, 2] / totals[:, 1]
+
     return [
-        Metric("perplexity", perplexity(loss, tokens), low, high, len(sums), "bootstrap"),
-        Metric("token_accuracy", float(right / tokens), least, most, len(sums), "bootstrap"),
+        resampled("perplexity", perplexity(loss, tokens), sums, perplexities, seed),
+        resampled("token_accuracy", float(right / tokens), sums, accuracies, seed, perfect=1.0),
     ]
 
 

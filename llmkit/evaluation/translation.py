@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmkit.evaluation.intervals import Metric, bootstrap
+from llmkit.evaluation.intervals import Metric, resampled
 from llmkit.evaluation.measured import Baseline, Measured, Predictions
 from llmkit.tasks.tables import Split
 from llmkit.tasks.translation import Example, Translation
@@ -36,13 +36,12 @@ def measure(task: Translation, test: list[Example], predictions: Predictions, se
 
 
 def corpus_metric(name: str, metric: Any, counts: np.ndarray, seed: int) -> Metric:
-    """A metric of sacrebleu with its bootstrap interval, from what it counts in texts, float64 of shape [texts, counts]."""
+    """A metric of sacrebleu with its interval, from what it counts in texts, float64 of shape [texts, counts]."""
 
     def of_totals(totals: np.ndarray) -> np.ndarray:
         return np.array([value(metric, row) for row in totals])
 
-    low, high = bootstrap(counts, of_totals, seed)
-    return Metric(name, value(metric, counts.sum(axis=0)), low, high, len(counts), "bootstrap")
+    return resampled(name, value(metric, counts.sum(axis=0)), counts, of_totals, seed)
 
 
 def baselines(task: Translation, train: list[Example], test: list[Example], seed: int) -> Iterator[Baseline]:

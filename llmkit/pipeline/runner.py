@@ -477,7 +477,7 @@ def _pipeline_status(record: Path, registry: Mapping[str, Stage], data_ranks: Da
         elif partial.is_dir() and lock.is_held(partial):
             state = f"running  {lock.holder_of(partial)}"
         elif partial.is_dir():
-            how = "goes on with it" if plan.step.stage.launched else "makes it anew"
+            how = "goes on with it" if plan.step.stage.goes_on else "makes it anew"
             state = f"begun    unfinished; the next run {how}"
         else:
             state = f"stale    {plan.reason}"

@@ -183,9 +183,8 @@ def _what(told: Told) -> str:
         rows.append(f"- labels: {', '.join(safe(label) for label in told.labels[:_MAX_CLASSES])}")
         if len(told.labels) > _MAX_CLASSES:
             rows[-1] += f" and {len(told.labels) - _MAX_CLASSES} more (see config.json)"
-    base = told.model.node.at(trained.MODEL_PORT)
     origin = ""
-    if base is not None:
+    if trained.is_pretrained(told.model):
         origin = " It was pretrained by llmkit from raw text and then trained for this task; the whole way is under Lineage."
     kind = "A language model" if told.task == _HARNESS else f"A model for {safe(told.task.replace('-', ' '))}"
     return f"## What it is\n\n{kind}, trained with llmkit.{origin}\n\n" + "\n".join(rows)
@@ -217,9 +216,9 @@ def training_data(told: Traced) -> str:
     """Raw inputs by the stage that read them; file names only, so that the card names no one's directories."""
     rows = []
     for node in told.nodes:
-        if node.artefact is None or node.stage == "evaluate":
+        if node.artefact is None or node.stage in ("evaluate", "quantize"):  # what these read they only measure on
             continue
-        records = node.artefact.manifest.raw_inputs
+        records = [record for record in node.artefact.manifest.raw_inputs if not _is_test_set(node, record)]
         for record in records[:10]:
             held = f", {words.size(record.size)}" if record.size else ""
             name = Path(record.path).name if record.size else record.path  # what has no size is no file
@@ -233,6 +232,16 @@ def training_data(told: Traced) -> str:
     tables = [_captioned(part) for part in (*found.data, *found.data_sources, found.tokenizer) if part]
     parts = [f"## Training data\n\nRaw inputs, with the stage that read them:\n\n{listed}", *tables, safe(found.vocabulary)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _is_test_set(node: Node, record: FileRecord) -> bool:
+    """Whether `ablate` read an input only to measure both of its models on it."""
+    if node.stage != "ablate" or node.artefact is None:
+        return False
+    config, path = node.artefact.manifest.config, Path(record.path)
+    if config.get("test_file"):
+        return path == Path(config["test_file"]).expanduser()
+    return config.get("dataset_name") in EMBEDDED and path.name == "test.jsonl"
 
 
 def cost(told: Traced) -> str:

@@ -112,6 +112,21 @@ def _evaluated_directory(artefact: Artefact, given: str) -> tuple[Path, str]:
     return root, ""
 
 
+def is_pretrained(model: Model) -> bool:
+    """Whether its weights go back to those of a `pretrain` of llmkit, with no random start on the way."""
+    node, prefix = model.node, model.prefix
+    while node is not None and node.artefact is not None:
+        config = node.artefact.manifest.config
+        if config.get("random_start") or (node.stage == "ablate" and prefix.split("/")[0] == "random"):
+            return False
+        node = node.at(MODEL_PORT)
+        if node is not None and node.stage == "pretrain":
+            return True
+        if node is not None and node.artefact is not None:
+            prefix = _evaluated_directory(node.artefact, str(config.get(MODEL_PORT) or ""))[1]
+    return False
+
+
 def _count_weights(model: Model, directory: Path) -> None:
     """Number, bytes and types of the weights, from the headers of the safetensors files alone."""
     parameters, stored, dtypes = 0, 0, set()

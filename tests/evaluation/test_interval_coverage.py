@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from llmkit.evaluation.classification import measure
-from llmkit.evaluation.intervals import bootstrap, mean_metric, wilson
+from llmkit.evaluation.intervals import bootstrap, mean_metric, resampled, wilson
 from llmkit.evaluation.measured import Measured
 
 DRAWS, N, RESAMPLES = 1000, 200, 400
@@ -75,8 +75,26 @@ def test_what_does_not_vary_is_not_taken_for_certain() -> None:
         assert (whole.low, whole.high) == ends
     of_hundred = mean_metric("chrf", np.full(4, 100.0), 0, perfect=100.0)
     assert (of_hundred.low, of_hundred.high) == tuple(100 * end for end in wilson(4, 4))
-    errors = mean_metric("mse", np.zeros(4), 0, perfect=None)
-    assert (errors.low, errors.high) == (0, 0), "an error has no upper end to be near to"
+    for value in (0.0, 0.1, 1 / 3):
+        errors = mean_metric("mse", np.full(7, value), 0, perfect=None)
+        assert (errors.low, errors.high) == (None, None), "an error has no upper end to be near to"
+        assert (errors.value, errors.method) == (pytest.approx(value), "none")
+
+
+def test_what_is_no_mean_is_not_taken_for_certain_either() -> None:
+    def ratio(totals: np.ndarray) -> np.ndarray:
+        return totals[:, 0] / totals[:, 1]
+
+    one, alike = np.array([[2.0, 4.0]]), np.array([[1.0, 3.0], [0.1, 0.3], [7.0, 21.0]])
+    for sums, value in ((one, 0.5), (alike, 1 / 3)):
+        found = resampled("m", value, sums, ratio, 0, perfect=1.0)
+        assert (found.value, found.low, found.high, found.n, found.method) == (value, None, None, len(sums), "none")
+    right = np.array([[3.0, 3.0], [5.0, 5.0]])
+    whole = resampled("m", 1.0, right, ratio, 0, perfect=1.0)
+    assert (whole.low, whole.high, whole.method) == (*wilson(2, 2), "wilson")
+    assert resampled("m", 1.0, right, ratio, 0).low is None, "Wilson's interval is that of a share"
+    varied = resampled("m", 0.5, np.array([[1.0, 4.0], [3.0, 4.0]]), ratio, 0)
+    assert (varied.low, varied.high, varied.method) == (0.25, 0.75, "bootstrap")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,14 @@ def test_every_metric_is_the_one_of_scikit_learn(true: np.ndarray, given: np.nda
     assert samples == pytest.approx(f1_score(true, given, average="samples", zero_division=1.0))
     assert found["exact_match", None, None].value == (true == given).all(axis=1).mean()
     for metric in found.values():
-        assert metric.value is None or 0 <= metric.low <= metric.value + 1e-9 <= metric.high + 2e-9 <= 1 + 3e-9
+        assert metric.low is None or 0 <= metric.low <= metric.value + 1e-9 <= metric.high + 2e-9 <= 1 + 3e-9
+
+
+def test_of_how_texts_differ_one_says_nothing() -> None:
+    found = keyed(np.array([[True, False, True]]), np.array([[True, True, False]]))
+    for average in ("micro", "macro", "samples"):
+        metric = found["f1", average, None]
+        assert metric.value == pytest.approx(0.5) and (metric.low, metric.high, metric.method) == (None, None, "none")
 
 
 def test_intervals_hold_the_true_value_about_as_often_as_they_say() -> None:

@@ -26,9 +26,16 @@ def test_every_metric_is_the_one_of_scipy_or_undefined(true: np.ndarray, predict
         expected = pytest.approx(of(true, predicted).statistic, abs=1e-9) if varies else None
         assert found[name].value == expected
         assert correlations(predicted, true)[name] == (expected if varies else 0.0)
-        assert not varies or -1 <= found[name].low <= found[name].high <= 1
+        if found[name].low is not None:
+            assert varies and -1 <= found[name].low <= found[name].high <= 1
     assert found["mse"].value == pytest.approx(((true - predicted) ** 2).mean())
     assert found["mae"].value == pytest.approx(np.abs(true - predicted).mean())
+
+
+def test_exact_predictions_are_not_taken_for_certain() -> None:
+    for metric in measure(np.array([0.0, 1.0, 2.0, 4.0] * 5), np.array([0.0, 1.0, 2.0, 4.0] * 5), seed=0):
+        assert metric.value in (pytest.approx(0), pytest.approx(1))
+        assert (metric.low, metric.high, metric.method) == (None, None, "none")
 
 
 def test_intervals_of_a_correlation_hold_it_about_as_often_as_they_say() -> None:

@@ -263,3 +263,14 @@ def test_any_column_can_be_named(run: Any, classifier: Artefact, toy: Any, tmp_p
     ) == 89
     with pytest.raises(LLMKitError, match=r"slice_by: .* has no column 'prices', it has: .*did you mean 'price'"):
         run("evaluate", tmp_path / "f", slice_by=["prices"], **settings)
+
+
+def test_cells_that_are_lists_or_mappings_are_values_like_others() -> None:
+    evaluated = reviews(wrong_in_chinese, slice_by=["tags"])
+    for number, row in enumerate(evaluated.data.rows):
+        row.values |= {"topic": ["a", "b"] if number % 2 else ["a"], "tags": {"shop": number % 3}, "source": [number]}
+    found = slices.section(evaluated)
+    assert found is not None
+    names = {(part["by"], part["part"]) for part in found["parts"]}
+    assert {("topic", '["a", "b"]'), ("topic", '["a"]'), ("tags", '{"shop": 0}')} <= names
+    assert f"source (more than {slices.MOST_VALUES} values)" in found["left_out"]

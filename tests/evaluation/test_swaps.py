@@ -116,11 +116,15 @@ def test_a_model_that_judges_by_he_and_she_is_found_out(
     assert "swaps" not in json.loads((made.directory / "metrics.json").read_text(encoding="utf-8"))
 
 
-def test_an_answer_that_follows_the_swap_is_no_change() -> None:
-    """The model here is one that answers with the first word of the context, whoever that is."""
-    contexts = ["John lit the lamp.", "Mary lit the lamp.", "Nobody lit the lamp."]
+def probed_questions(*pairs: tuple[str, str]) -> dict[str, Any]:
+    """What the probe finds, by list, of a model that answers with the first word of the context, whoever that is.
+
+    Args:
+        pairs: question and context.
+    """
     test = [
-        Question(id=text, place="", question="Who lit it?", context=text, answers=[(text.split()[0], 0)]) for text in contexts
+        Question(id=text, place="", question=question, context=text, answers=[(text.split()[0], 0)])
+        for question, text in pairs
     ]
 
     class First(QuestionAnswering):
@@ -133,10 +137,22 @@ def test_an_answer_that_follows_the_swap_is_no_change() -> None:
     config = EvaluateConfig(model_name_or_path="someone/some-model", test_file="t.jsonl")
     found = swaps.section(Evaluated(config, task, None, None, Split([]), test, predictions, measured, None, None))
     assert found is not None
-    by_list = {row["list"]: row for row in found["lists"]}
+    return {row["list"]: row for row in found["lists"]}
+
+
+def test_an_answer_that_follows_the_swap_is_no_change() -> None:
+    contexts = ("John lit the lamp.", "Mary lit the lamp.", "Nobody lit the lamp.")
+    by_list = probed_questions(*(("Who lit it?", text) for text in contexts))
     assert by_list["given names by gender"]["tried"] == 2
     assert by_list["given names by gender"]["flips"]["examples"] == 0
     assert by_list["gender"]["tried"] == 0
+
+
+def test_a_question_is_not_swapped_without_its_context() -> None:
+    by_list = probed_questions(("Who saw his king?", "He gave her a lamp."), ("Who saw her?", "He saw the lamp."))
+    assert by_list["gender"]["tried"] == 0, "nobody can tell what her is to become, so all of the example stays"
+    by_list = probed_questions(("Who saw his king?", "He gave him a lamp."))
+    assert (by_list["gender"]["tried"], by_list["gender"]["flips"]["examples"]) == (1, 0)
 
 
 def test_insults_are_counted_in_what_is_written_and_beside_it_in_references_and_prompts() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.evaluation import text_generation, translation
+from llmkit.evaluation.intervals import wilson
 from llmkit.evaluation.rouge import rouge_l, rouge_n, words
 from llmkit.pipeline.artefact import Artefact
 from llmkit.tasks import text_generation as generated
@@ -141,6 +142,14 @@ def test_a_perfect_translation_is_better_than_the_source_copied() -> None:
     assert perfect.against(copied, baseline.name, 0).sentence.startswith("Better than source copied in chrF")
 
 
+def test_a_translation_without_a_fault_or_one_alone_is_not_taken_for_certain() -> None:
+    task = translated.Translation("en", "de")
+    data = [translated.Example(id=text, place="f", source=text, translation=text) for text in ENGLISH]
+    for count, said in ((len(data), ENGLISH), (1, REFERENCES)):
+        found = translation.measure(task, data[:count], [{"prediction": text} for text in said[:count]], 0)
+        assert [(metric.low, metric.high, metric.method) for metric in found.metrics] == [(None, None, "none")] * 3
+
+
 def completions(*texts: str) -> list[generated.Example]:
     return [
         generated.Example(id=str(number), place="f", prompt=f"First. Say {text}!", completion=text)
@@ -161,6 +170,19 @@ def test_perplexity_is_that_of_all_tokens_together() -> None:
     assert perplexity.high == pytest.approx(4)
     assert value_of(found, "token_accuracy").value == pytest.approx(0.5)
     assert value_of(found, "rouge_l").value == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_tokens_that_are_all_right_or_of_one_text_are_not_taken_for_certain() -> None:
+    task = generated.TextGeneration(False)
+    right = [{"prediction": "red", "loss": 0.0, "tokens": 2, "right_tokens": 2}] * 3
+    found = text_generation.measure(task, completions("red", "blue", "green"), right, 0)
+    accuracy, perplexity = value_of(found, "token_accuracy"), value_of(found, "perplexity")
+    assert (accuracy.low, accuracy.high) == wilson(3, 3)
+    assert (perplexity.value, perplexity.low, perplexity.high) == (1, None, None)
+    half = [{"prediction": "red", "loss": 1.0, "tokens": 2, "right_tokens": 1}]
+    found = text_generation.measure(task, completions("red"), half, 0)
+    for name in ("token_accuracy", "perplexity"):
+        assert (value_of(found, name).low, value_of(found, name).method) == (None, "none")
 
 
 def test_baselines_repeat_the_prompt_or_answer_as_to_the_nearest_one() -> None:

@@ -449,6 +449,17 @@ def test_status_after_a_kill_says_what_was_begun(busy, command) -> None:
     assert "running" not in said.out
 
 
+def test_status_of_a_stage_that_was_stopped_says_whether_it_goes_on(
+    command, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for resumes, how in ((False, "makes it anew"), (True, "goes on with it")):
+        with monkeypatch.context() as patch:
+            patch.setitem(toy_stages.STAGES, "measure", toy_stages.toy("measure", resumes=resumes))
+            patch.setattr(toy_stages, "measure", interrupted)
+            command("run", pipeline)
+            assert f"the next run {how}" in command("status").out
+
+
 def test_status_after_a_kill_names_what_is_no_part_of_a_pipeline_too(
     command, make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from llmkit.errors import ArtefactError
-from llmkit.pipeline.artefact import sha256_of
+from llmkit.pipeline.artefact import FileRecord, sha256_of
 from llmkit.reports import card, markdown
 
 if TYPE_CHECKING:
@@ -94,6 +94,64 @@ def test_the_body_tells_use_results_and_lineage(chain: Chain, write: Callable[..
     assert "| accuracy | 0.600 (0.540 to 0.660) | 0.357 (0.297 to 0.417) | 0.575 (0.515 to 0.635) |" in text
     assert "- `learning_rate`: 5e-05" in text and "`seed`" not in text
     assert chain.made["pretrain"].manifest.fingerprint[:12] in text
+
+
+PRETRAINED = "It was pretrained by llmkit from raw text"
+
+
+def test_only_a_model_that_goes_back_to_a_pretraining_is_called_pretrained(
+    chain: Chain, write: Callable[..., Written]
+) -> None:
+    port = "model_name_or_path"
+
+    def is_claimed(model: str) -> bool:
+        chain.evaluate(model=model)
+        return PRETRAINED in load(write(f"report-{len(list(chain.root.glob('*.partial')))}")).text
+
+    def made(stage: str, base: str, name: str, **config: Any) -> Any:
+        place = {port: str(chain.root / base), **config}
+        return chain.artefact(stage, chain.model_files(""), inputs={port: base.split("/")[0]}, name=name, config=place)
+
+    chain.finetune()
+    made("quantize", "finetune", "int8")
+    made("finetune", "finetune", "again")
+    assert not any(map(is_claimed, ("finetune", "int8", "again"))), "the base is from the hub"
+    chain.build()
+    made("quantize", "finetune", "int8")
+    made("finetune", "pretrain", "random", random_start=True)
+    made("finetune", "random", "after-random")
+    assert [is_claimed(model) for model in ("finetune", "int8", "random", "after-random")] == [True, True, False, False]
+
+    files = {f"{start}/{name}": text for start in ("pretrained", "random") for name, text in chain.model_files("").items()}
+    config = {port: str(chain.root / "pretrain"), "random_start": False}
+    chain.artefact("ablate", files, inputs={port: "pretrain"}, config=config)
+    for start in ("pretrained", "random"):
+        made("finetune", f"ablate/{start}", "after-ablate")
+        assert is_claimed("after-ablate") is (start == "pretrained")
+        chain.evaluate(model="ablate", config={port: str(chain.root / "ablate" / start)})
+        assert (PRETRAINED in load(write(f"ablated-{start}")).text) is (start == "pretrained")
+
+
+def test_what_models_were_only_measured_on_is_no_training_data(chain: Chain, write: Callable[..., Written]) -> None:
+    chain.build()
+    port, size = "model_name_or_path", 1000
+    files = {f"pretrained/{name}": text for name, text in chain.model_files("").items()}
+    raw = [FileRecord(f"/data/{name}.csv", size, "ab" * 32) for name in ("learned", "held_out")]
+    config = {port: str(chain.root / "pretrain"), "train_file": ["/data/learned.csv"], "test_file": "/data/held_out.csv"}
+    chain.artefact("ablate", files, inputs={port: "pretrain"}, config=config, raw_inputs=raw)
+    measured = [FileRecord("/data/served.csv", size, "cd" * 32)]
+    config = {port: str(chain.root / "ablate" / "pretrained"), "test_file": "/data/served.csv"}
+    chain.artefact("quantize", chain.model_files(""), inputs={port: "ablate"}, config=config, raw_inputs=measured)
+    chain.evaluate(model="quantize")
+    listed = load(write("file")).text.partition("## Training data")[2].partition("\n## ")[0]
+    assert "learned.csv" in listed and "held_out.csv" not in listed and "served.csv" not in listed
+
+    raw = [FileRecord(f"/lib/llmkit/data/reviews/{name}.jsonl", size, "ab" * 32) for name in ("train", "validation", "test")]
+    config = {port: str(chain.root / "pretrain"), "dataset_name": "llmkit/reviews", "test_split": "test"}
+    chain.artefact("ablate", files, inputs={port: "pretrain"}, config=config, raw_inputs=raw)
+    chain.evaluate(model="ablate", config={port: str(chain.root / "ablate" / "pretrained")})
+    listed = load(write("split")).text.partition("## Training data")[2].partition("\n## ")[0]
+    assert "train.jsonl" in listed and "validation.jsonl" in listed and "test.jsonl" not in listed
 
 
 def test_the_model_is_whole_and_holds_nothing_else(chain: Chain, write: Callable[..., Written]) -> None:

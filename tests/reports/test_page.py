@@ -448,6 +448,11 @@ def test_test_texts_that_were_met_in_training_are_in_the_verdict(chain: Chain, w
     assert warning in shown(written.html) and warning in written.json["verdict"]
     card = (written.directory / "model" / "README.md").read_text(encoding="utf-8")
     assert "Warning: 5 examples (16.7%)" in card
+    for name, claim in (("accuracy", "for the others 56.0% are right"), ("chrf", "on the others chrF is 0.560")):
+        record["overlap"] = overlapping(27, 2, 0.56)
+        record["overlap"]["without"] |= {"name": name, "low": None, "high": None}
+        chain.build(record=record)
+        assert f"{claim}." in write(f"one-{name}").json["verdict"]
     record["overlap"] = overlapping(30, 0, None)
     chain.build(record=record)
     assert "Warning: the texts of all 30 examples (100.0%) had been met" in shown(write("all").html)

@@ -91,6 +91,10 @@ def test_leakage_is_told_with_what_it_was_met_in_and_warned_of(chain: Chain, wri
     assert "Leakage from fine-tuning is not known: train.csv is gone" in limits
     card = (written.directory / "model" / "README.md").read_text(encoding="utf-8")
     assert "## Leakage" in card
+    found = leakage()
+    found["metrics"]["without"][0] |= {"low": None, "high": None}
+    chain.build(record={**record, "leakage": found})
+    assert "on the others accuracy is 0.560." in write("one").json["verdict"]
 
 
 def test_of_one_clean_example_no_interval_is_told(chain: Chain, write: Callable[..., Written]) -> None:
