@@ -34,7 +34,7 @@ from rounds import alternating, give, take, version_elsewhere
 
 _SHARD_BYTES = 16 << 20
 _BATCH = 500
-_GROWTH_BUCKET = 1 << 16
+_GROWTH_BUCKET = 1 << 19
 _SIDES = ("llmkit", "datatrove")
 
 
@@ -143,8 +143,13 @@ def processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def llmkit_side(shards: Path, output: Path, bucket: int = 1 << 22) -> list[str]:
+def llmkit_side(shards: Path, output: Path) -> list[str]:
     """As the stage `preprocess`: marks by shard, decisions, the documents that stay."""
+    return list(_stay(shards, output, 1 << 22))
+
+
+def _stay(shards: Path, output: Path, bucket: int) -> Iterator[str]:
+    """The ids of the documents that stay."""
     from llmkit.corpus.documents import Document, ShardWriter, as_batch
     from llmkit.corpus.duplicates.decide import Decisions, decide, serially
     from llmkit.corpus.duplicates.marks import Marker
@@ -166,7 +171,6 @@ def llmkit_side(shards: Path, output: Path, bucket: int = 1 << 22) -> list[str]:
         parts.append(output / "marks" / path.stem)
         marks.save(parts[-1])
     decide(parts, settings, output / "decisions", run, bucket)
-    kept = []
     (output / "documents").mkdir()
     with ShardWriter(output / "documents", "train") as writer:
         for part, path in enumerate(paths):
@@ -176,14 +180,13 @@ def llmkit_side(shards: Path, output: Path, bucket: int = 1 << 22) -> list[str]:
                 rows = [row for place, row in enumerate(batch, start=number) if not decisions.rule(place)]
                 number += len(batch)
                 writer.write(as_batch([Document(row["text"], row["id"], path.name) for row in rows]))
-                kept += [row["id"] for row in rows]
+                yield from (row["id"] for row in rows)
             note_memory()
-    return kept
 
 
 def growth_side(shards: Path, output: Path) -> list[str]:
-    """The same with small buckets, so that a corpus of some megabytes has several, and no ids remembered."""
-    return [str(len(llmkit_side(shards, output, _GROWTH_BUCKET)))]
+    """The same with smaller buckets, so that a corpus of some gigabytes has several, and no ids remembered."""
+    return [str(sum(1 for _ in _stay(shards, output, _GROWTH_BUCKET)))]
 
 
 def batches(path: Path) -> Iterator[list[dict[str, str]]]:
