@@ -196,7 +196,11 @@ def test_a_script_without_a_guard_runs_once_and_files_beside_it_are_left_alone(t
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_the_main_process(number: signal.Signals, tmp_path: Path) -> None:
     body = "tasks = [Task(str(number), {'number': number, 'seconds': 600}) for number in range(3)]"
-    main = subprocess.Popen(script(tmp_path, "write", body), stderr=subprocess.DEVNULL)
+    main = subprocess.Popen(
+        script(tmp_path, "write", body),
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's job with & ignores it
+    )
     until(lambda: len(pids(tmp_path)) == 2)
     assert all(map(is_alive, pids(tmp_path)))
     main.send_signal(number)
