@@ -89,7 +89,7 @@ def test_the_page_is_balanced_and_small_and_tells_the_numbers(chain: Chain, writ
         assert sha256 in text
     assert "micro F1" not in text and "Micro averages are left out" in text
     assert "41,200" in text and "824" in text and "llmkit pretrain --config" in text
-    assert "2 sources of tokens" in text and "letters.txt1,200100,105100 kB" in text
+    assert "2 sources of the corpus, in tokens" in text and "letters.txt1,200100,105100 kB" in text
     assert any(str(chain.root.parent / "runs" / "report" / "report.html") in line for line in written.said)
 
 
