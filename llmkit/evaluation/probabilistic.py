@@ -23,8 +23,9 @@ variance that resampling would find (infinitesimal jackknife: Jaeckel 1972), wit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -81,8 +82,11 @@ def ranking(chances: np.ndarray, is_class: np.ndarray, labels: list[str]) -> lis
     n, positives = len(chances), is_class.sum(axis=0)
     defined = np.flatnonzero((positives > 0) & (positives < n)).tolist()
     found = []
-    for name, rate, limits in (("roc_auc", roc_auc, auc_limits), ("pr_auc", average_precision, precision_limits)):
-        method: Method = "score" if name == "roc_auc" else "logit"
+    measures: tuple[tuple[str, Callable[..., Any], Callable[..., Any], Method], ...] = (
+        ("roc_auc", roc_auc, auc_limits, "score"),
+        ("pr_auc", average_precision, precision_limits, "logit"),
+    )
+    for name, rate, limits, method in measures:
         rates = [rate(chances[:, k], is_class[:, k]) for k in defined]
         ends = [limits(*of, int(positives[k]), n - int(positives[k])) for k, of in zip(defined, rates, strict=True)]
         if rates:
